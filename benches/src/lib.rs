@@ -1,0 +1,1 @@
+//! Micro-benchmarks and the two-node benchmark.

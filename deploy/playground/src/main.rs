@@ -1,0 +1,3 @@
+//! The `playground` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! CONNECT tunnels (HBONE) over any byte stream: headers, streams, client, pool, server.

@@ -1,0 +1,1 @@
+//! SPIFFE identities, certificates and the TLS configurations made from them.

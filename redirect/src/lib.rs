@@ -1,0 +1,1 @@
+//! Pods' network namespaces: sockets inside them, ZDS, and the packet rules that redirect their traffic.

@@ -1,0 +1,1 @@
+//! The namespace laboratory and the end-to-end suites that use it.

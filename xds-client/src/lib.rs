@@ -1,0 +1,1 @@
+//! xDS wire types and the delta ADS client.

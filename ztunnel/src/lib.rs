@@ -1,0 +1,1 @@
+//! The node proxy for ambient service mesh.

@@ -1,0 +1,3 @@
+//! The `ztunnel` command.
+
+fn main() {}

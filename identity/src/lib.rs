@@ -1,1 +1,5 @@
 //! SPIFFE identities, certificates and the TLS configurations made from them.
+
+mod spiffe;
+
+pub use spiffe::{SpiffeId, SpiffeIdError};

@@ -1,1 +1,15 @@
 //! Pods' network namespaces: sockets inside them, ZDS, and the packet rules that redirect their traffic.
+//!
+//! One process serves every pod of a node. What makes that possible is that a socket belongs to the network
+//! namespace it was created in for as long as it lives, whatever thread uses it later:
+//!
+//! - [`netns`]: a handle on a namespace, and [`Netns::run`] to make something inside it;
+//! - [`socket`]: listening, connecting and datagram sockets made there, and where a redirected connection was going;
+//! - [`privileges`]: what the process must be allowed to do, checked once at start.
+
+pub mod netns;
+pub mod privileges;
+pub mod socket;
+mod sys;
+
+pub use netns::{Netns, NetnsError, NetnsId};

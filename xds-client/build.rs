@@ -2,12 +2,8 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = [
-        "proto/workload.proto",
-        "proto/authorization.proto",
-        "proto/citadel.proto",
-        "proto/discovery.proto",
-    ];
+    let files =
+        ["proto/workload.proto", "proto/authorization.proto", "proto/citadel.proto", "proto/discovery.proto"];
     let descriptors = protox::compile(files, ["proto"])?;
     prost_build::Config::new()
         // Sorted maps, so that one message has one encoding.

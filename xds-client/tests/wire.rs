@@ -27,26 +27,10 @@ use xds_client::workload::{
 
 #[test]
 fn address_is_a_workload_or_a_service() {
-    let workload = Workload {
-        name: "n".into(),
-        ..Workload::default()
-    };
-    assert_wire(
-        &Address {
-            r#type: Some(address::Type::Workload(workload)),
-        },
-        &[b"\x0a\x03\x0a\x01n"],
-    );
-    let service = Service {
-        name: "n".into(),
-        ..Service::default()
-    };
-    assert_wire(
-        &Address {
-            r#type: Some(address::Type::Service(service)),
-        },
-        &[b"\x12\x03\x0a\x01n"],
-    );
+    let workload = Workload { name: "n".into(), ..Workload::default() };
+    assert_wire(&Address { r#type: Some(address::Type::Workload(workload)) }, &[b"\x0a\x03\x0a\x01n"]);
+    let service = Service { name: "n".into(), ..Service::default() };
+    assert_wire(&Address { r#type: Some(address::Type::Service(service)) }, &[b"\x12\x03\x0a\x01n"]);
 }
 
 #[test]
@@ -90,16 +74,8 @@ fn service_has_the_field_numbers_of_the_istio_workload_api() {
         name: "n".into(),
         namespace: "s".into(),
         hostname: "h".into(),
-        addresses: vec![NetworkAddress {
-            network: "w".into(),
-            address: vec![10, 0, 0, 9],
-            length: Some(24),
-        }],
-        ports: vec![Port {
-            service_port: 80,
-            target_port: 8080,
-            app_protocol: 0,
-        }],
+        addresses: vec![NetworkAddress { network: "w".into(), address: vec![10, 0, 0, 9], length: Some(24) }],
+        ports: vec![Port { service_port: 80, target_port: 8080, app_protocol: 0 }],
         subject_alt_names: vec!["a".into()],
         waypoint: Some(gateway_by_hostname()),
         load_balancing: Some(LoadBalancing {
@@ -111,16 +87,10 @@ fn service_has_the_field_numbers_of_the_istio_workload_api() {
             health_policy: load_balancing::HealthPolicy::AllowAll.into(),
         }),
         ip_families: IpFamilies::Dual.into(),
-        extensions: vec![Extension {
-            name: "e".into(),
-            config: None,
-        }],
+        extensions: vec![Extension { name: "e".into(), config: None }],
         canonical: true,
         ingress_use_waypoint: true,
-        weighted_waypoints: vec![WeightedWaypoint {
-            destination: Some(gateway_by_hostname()),
-            weight: 75,
-        }],
+        weighted_waypoints: vec![WeightedWaypoint { destination: Some(gateway_by_hostname()), weight: 75 }],
         visibility: service::Visibility::Namespace.into(),
     };
     assert_wire(
@@ -146,31 +116,15 @@ fn service_has_the_field_numbers_of_the_istio_workload_api() {
 
 #[test]
 fn a_prefix_length_of_zero_differs_from_no_prefix_length() {
-    let address = |length| NetworkAddress {
-        network: String::new(),
-        address: vec![0; 4],
-        length,
-    };
+    let address = |length| NetworkAddress { network: String::new(), address: vec![0; 4], length };
     assert_wire(&address(None), &[b"\x12\x04\x00\x00\x00\x00"]);
     assert_wire(&address(Some(0)), &[b"\x12\x04\x00\x00\x00\x00", b"\x18\x00"]);
 }
 
 #[test]
 fn a_capacity_of_zero_differs_from_no_capacity() {
-    assert_wire(
-        &Workload {
-            capacity: None,
-            ..Workload::default()
-        },
-        &[],
-    );
-    assert_wire(
-        &Workload {
-            capacity: Some(0),
-            ..Workload::default()
-        },
-        &[b"\xda\x01\x00"],
-    );
+    assert_wire(&Workload { capacity: None, ..Workload::default() }, &[]);
+    assert_wire(&Workload { capacity: Some(0), ..Workload::default() }, &[b"\xda\x01\x00"]);
 }
 
 #[test]
@@ -180,16 +134,9 @@ fn authorization_has_the_field_numbers_of_the_istio_security_api() {
         namespace: "s".into(),
         scope: Scope::WorkloadSelector.into(),
         action: Action::Deny.into(),
-        rules: vec![Rule {
-            clauses: vec![Clause {
-                matches: vec![Match::default()],
-            }],
-        }],
+        rules: vec![Rule { clauses: vec![Clause { matches: vec![Match::default()] }] }],
         dry_run: true,
-        extensions: vec![Extension {
-            name: "e".into(),
-            config: None,
-        }],
+        extensions: vec![Extension { name: "e".into(), config: None }],
     };
     assert_wire(
         &authorization,
@@ -207,22 +154,11 @@ fn authorization_has_the_field_numbers_of_the_istio_security_api() {
 
 #[test]
 fn match_has_the_field_numbers_of_the_istio_security_api() {
-    let text = |match_type| {
-        vec![StringMatch {
-            match_type: Some(match_type),
-        }]
-    };
-    let block = |address: [u8; 4], length| {
-        vec![xds_client::security::Address {
-            address: address.to_vec(),
-            length,
-        }]
-    };
+    let text = |match_type| vec![StringMatch { match_type: Some(match_type) }];
+    let block =
+        |address: [u8; 4], length| vec![xds_client::security::Address { address: address.to_vec(), length }];
     let account = |namespace: &str| {
-        vec![ServiceAccountMatch {
-            namespace: namespace.into(),
-            service_account: "a".into(),
-        }]
+        vec![ServiceAccountMatch { namespace: namespace.into(), service_account: "a".into() }]
     };
     let every_kind = Match {
         namespaces: text(MatchType::Exact("a".into())),
@@ -237,10 +173,7 @@ fn match_has_the_field_numbers_of_the_istio_security_api() {
         not_destination_ports: vec![15008],
         service_accounts: account("n"),
         not_service_accounts: account("m"),
-        extensions: vec![Extension {
-            name: "e".into(),
-            config: None,
-        }],
+        extensions: vec![Extension { name: "e".into(), config: None }],
     };
     assert_wire(
         &every_kind,
@@ -277,9 +210,7 @@ fn certificate_messages_have_the_field_numbers_of_the_istio_ca_api() {
             b"\x22\x1d\x0a\x1b\x0a\x14ImpersonatedIdentity\x12\x03\x1a\x01i", // 4 metadata
         ],
     );
-    let response = IstioCertificateResponse {
-        cert_chain: vec!["leaf".into(), "root".into()],
-    };
+    let response = IstioCertificateResponse { cert_chain: vec!["leaf".into(), "root".into()] };
     assert_wire(&response, &[b"\x0a\x04leaf", b"\x0a\x04root"]);
 }
 
@@ -299,10 +230,7 @@ fn delta_request_has_the_field_numbers_of_the_discovery_api() {
         error_detail: Some(Status {
             code: 3,
             message: "m".into(),
-            details: vec![Any {
-                type_url: "t".into(),
-                value: vec![],
-            }],
+            details: vec![Any { type_url: "t".into(), value: vec![] }],
         }),
     };
     assert_wire(
@@ -348,14 +276,7 @@ fn unknown_fields_of_every_wire_type_are_skipped() {
     ]
     .concat();
     let decoded = Workload::decode(bytes.as_slice()).unwrap();
-    assert_eq!(
-        decoded,
-        Workload {
-            name: "n".into(),
-            uid: "u".into(),
-            ..Workload::default()
-        }
-    );
+    assert_eq!(decoded, Workload { name: "n".into(), uid: "u".into(), ..Workload::default() });
 }
 
 #[test]
@@ -374,10 +295,7 @@ fn malformed_bytes_are_errors() {
         (b"\x0a\x02\xff\xfe", "a string that is not UTF-8"),
         (b"\x08\x01", "a string field sent as varint"),
         (b"\x02\x00", "field number 0"),
-        (
-            b"\x28\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
-            "a varint of eleven bytes",
-        ),
+        (b"\x28\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "a varint of eleven bytes"),
         (b"\xa3\x06\x08\x01", "a group without an end"),
     ] {
         assert!(Workload::decode(bytes).is_err(), "{fault} was accepted");
@@ -434,19 +352,11 @@ fn assert_wire<M: Message + Default + PartialEq + Debug>(message: &M, fields: &[
         expected.escape_ascii().to_string(),
         "encoding"
     );
-    assert_eq!(
-        &M::decode(expected.as_slice()).expect("expected bytes decode"),
-        message,
-        "decoding"
-    );
+    assert_eq!(&M::decode(expected.as_slice()).expect("expected bytes decode"), message, "decoding");
 }
 
 fn full_workload() -> Workload {
-    let port = Port {
-        service_port: 80,
-        target_port: 8080,
-        app_protocol: AppProtocol::Http11.into(),
-    };
+    let port = Port { service_port: 80, target_port: 8080, app_protocol: AppProtocol::Http11.into() };
     Workload {
         name: "n".into(),
         namespace: "s".into(),
@@ -473,18 +383,11 @@ fn full_workload() -> Workload {
             protocol: application_tunnel::Protocol::Proxy.into(),
             port: 15088,
         }),
-        locality: Some(Locality {
-            region: "r".into(),
-            zone: "z".into(),
-            subzone: "b".into(),
-        }),
+        locality: Some(Locality { region: "r".into(), zone: "z".into(), subzone: "b".into() }),
         network_mode: NetworkMode::HostNetwork.into(),
         extensions: vec![Extension {
             name: "e".into(),
-            config: Some(Any {
-                type_url: "t".into(),
-                value: vec![7],
-            }),
+            config: Some(Any { type_url: "t".into(), value: vec![7] }),
         }],
         capacity: Some(5),
     }
@@ -495,10 +398,7 @@ fn full_response() -> DeltaDiscoveryResponse {
         system_version_info: "v".into(),
         resources: vec![Resource {
             version: "v".into(),
-            resource: Some(Any {
-                type_url: "t".into(),
-                value: vec![7],
-            }),
+            resource: Some(Any { type_url: "t".into(), value: vec![7] }),
             name: "n".into(),
             aliases: vec!["a".into()],
             ttl: Some(Duration { seconds: 1, nanos: 0 }),
@@ -511,10 +411,7 @@ fn full_response() -> DeltaDiscoveryResponse {
 }
 
 fn gateway_by_hostname() -> GatewayAddress {
-    let hostname = NamespacedHostname {
-        namespace: "x".into(),
-        hostname: "y".into(),
-    };
+    let hostname = NamespacedHostname { namespace: "x".into(), hostname: "y".into() };
     GatewayAddress {
         destination: Some(gateway_address::Destination::Hostname(hostname)),
         hbone_mtls_port: 15008,
@@ -522,11 +419,7 @@ fn gateway_by_hostname() -> GatewayAddress {
 }
 
 fn gateway_by_address() -> GatewayAddress {
-    let address = NetworkAddress {
-        network: "w".into(),
-        address: vec![10, 0, 0, 2],
-        length: None,
-    };
+    let address = NetworkAddress { network: "w".into(), address: vec![10, 0, 0, 2], length: None };
     GatewayAddress {
         destination: Some(gateway_address::Destination::Address(address)),
         hbone_mtls_port: 15008,
@@ -534,7 +427,5 @@ fn gateway_by_address() -> GatewayAddress {
 }
 
 fn object(key: &str, kind: Kind) -> Struct {
-    Struct {
-        fields: BTreeMap::from([(key.into(), Value { kind: Some(kind) })]),
-    }
+    Struct { fields: BTreeMap::from([(key.into(), Value { kind: Some(kind) })]) }
 }

@@ -1,5 +1,32 @@
 //! SPIFFE identities, certificates and the TLS configurations made from them.
+//!
+//! A [`SpiffeId`] names a workload. A [`CertificateStore`] obtains certificates for such names from an [`Issuer`], renews
+//! them before they expire, and hands out the current [`WorkloadCertificate`], which owns everything that a TLS
+//! connection of that workload needs: the server configuration, and a client configuration for each set of
+//! [`ExpectedPeers`].
 
+mod ca;
+mod certificate;
+mod chain;
+mod client_configs;
+mod csr;
+mod driver;
+mod key;
+mod peers;
+mod schedule;
 mod spiffe;
+mod store;
+mod tls;
+mod verify;
 
+pub use ca::{BoxError, IssueError, IssueFuture, IssuedChain, Issuer, Retry};
+pub use certificate::{WorkloadCertificate, WorkloadCertificateError};
+pub use chain::{CertificateChain, CertificateInfo, ChainError};
+pub use csr::{CsrError, certificate_request};
+pub use driver::{RequestError, StoreDriver};
+pub use key::{KeyError, PrivateKey};
+pub use peers::ExpectedPeers;
 pub use spiffe::{SpiffeId, SpiffeIdError};
+pub use store::{CertificateError, CertificateStore, IdentityState, StoreOptions};
+pub use tls::{CipherPreference, KeyExchange, Tls, TlsOptions, TlsVersions, unnamed_server};
+pub use verify::{PeerIdentityError, PeerRefused, peer_identity};

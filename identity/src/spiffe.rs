@@ -29,10 +29,7 @@ impl SpiffeId {
     ///
     /// Errors: a part that contains `/` could not be told apart from the structure around it, and is refused.
     pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, SpiffeIdError> {
-        if [trust_domain, namespace, service_account]
-            .iter()
-            .any(|part| part.contains('/'))
-        {
+        if [trust_domain, namespace, service_account].iter().any(|part| part.contains('/')) {
             return Err(SpiffeIdError::SlashInPart);
         }
         Ok(Self {
@@ -170,10 +167,7 @@ mod tests {
     #[test]
     fn parts_may_be_empty_or_spelt_like_keywords() {
         let id = parse("spiffe:///ns//sa/").unwrap();
-        assert_eq!(
-            (id.trust_domain(), id.namespace(), id.service_account()),
-            ("", "", "")
-        );
+        assert_eq!((id.trust_domain(), id.namespace(), id.service_account()), ("", "", ""));
         let id = parse("spiffe://td/ns/sa/sa/ns").unwrap();
         assert_eq!((id.namespace(), id.service_account()), ("sa", "ns"));
     }
@@ -199,14 +193,8 @@ mod tests {
 
     #[test]
     fn a_part_with_a_slash_cannot_shift_the_structure() {
-        assert_eq!(
-            SpiffeId::new("td/ns/x/sa/y", "n", "s"),
-            Err(SpiffeIdError::SlashInPart)
-        );
-        assert_eq!(
-            SpiffeId::new("td", "n/sa/admin", "s"),
-            Err(SpiffeIdError::SlashInPart)
-        );
+        assert_eq!(SpiffeId::new("td/ns/x/sa/y", "n", "s"), Err(SpiffeIdError::SlashInPart));
+        assert_eq!(SpiffeId::new("td", "n/sa/admin", "s"), Err(SpiffeIdError::SlashInPart));
         assert_eq!(SpiffeId::new("td", "n", "s/"), Err(SpiffeIdError::SlashInPart));
     }
 

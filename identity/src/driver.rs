@@ -1,0 +1,148 @@
+//! Does what the schedule says: one task for all requests of a [`CertificateStore`](crate::CertificateStore).
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use thiserror::Error;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use crate::schedule::{Next, Now, Validity};
+use crate::store::Shared;
+use crate::{
+    CertificateChain, ChainError, CsrError, IssueError, Issuer, KeyError, PrivateKey, Retry, SpiffeId, Tls,
+    WorkloadCertificate, WorkloadCertificateError, certificate_request,
+};
+
+/// The longest sleep: a timer does not see that the wall clock was set, so somebody has to look.
+const CLOCK_CHECK: Duration = Duration::from_secs(60);
+
+/// The task that requests certificates. Dropping it closes the store.
+pub struct StoreDriver {
+    shared: Arc<Shared>,
+    issuer: Arc<dyn Issuer>,
+    tls: Tls,
+    deadline: Duration,
+}
+
+impl StoreDriver {
+    pub(crate) fn new(shared: Arc<Shared>, issuer: Arc<dyn Issuer>, tls: Tls, deadline: Duration) -> Self {
+        Self { shared, issuer, tls, deadline }
+    }
+
+    /// Requests certificates until `shutdown` completes, then abandons the requests that are running and closes the
+    /// store. Dropping the future does the same.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = pin!(shutdown);
+        let mut running = FuturesUnordered::new();
+        loop {
+            let wake_at = loop {
+                let now = Now::read();
+                let next = self.shared.managed().schedule.next(now);
+                match next {
+                    Next::Request(identity) => running.push(self.request(identity)),
+                    Next::At(due) => break (now.monotonic + CLOCK_CHECK).min(due),
+                    Next::Idle => break now.monotonic + CLOCK_CHECK,
+                }
+            };
+            tokio::select! {
+                () = &mut shutdown => return,
+                Some((identity, result)) = running.next() => self.finish(&identity, result),
+                () = self.shared.wake.notified() => {}
+                () = sleep_until(wake_at.into()) => {}
+            }
+        }
+    }
+
+    async fn request(&self, identity: SpiffeId) -> (SpiffeId, Result<WorkloadCertificate, RequestError>) {
+        debug!(%identity, "requesting a certificate");
+        let result =
+            timeout(self.deadline, self.obtain(&identity)).await.unwrap_or(Err(RequestError::Deadline));
+        (identity, result)
+    }
+
+    /// A new key for every request: a certificate that is replaced takes its key with it.
+    async fn obtain(&self, identity: &SpiffeId) -> Result<WorkloadCertificate, RequestError> {
+        let key = PrivateKey::generate()?;
+        let request = certificate_request(identity, &key)?;
+        let issued = self.issuer.issue(identity, &request).await?;
+        let chain = CertificateChain::from_pem_elements(&issued.0)?;
+        Ok(WorkloadCertificate::new(identity, key, chain, &self.tls, SystemTime::now())?)
+    }
+
+    fn finish(&self, identity: &SpiffeId, result: Result<WorkloadCertificate, RequestError>) {
+        match &result {
+            Ok(certificate) => {
+                let serial = &certificate.chain().leaf.serial_number;
+                info!(%identity, serial, "certificate obtained");
+            }
+            Err(error) => {
+                let error = error as &dyn StdError;
+                warn!(%identity, error, "no certificate obtained; will ask again");
+            }
+        }
+        self.shared.answer(identity, result.map(Arc::new).map_err(Arc::new));
+    }
+}
+
+impl Drop for StoreDriver {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl fmt::Debug for StoreDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreDriver").finish_non_exhaustive()
+    }
+}
+
+impl Now {
+    pub(crate) fn read() -> Self {
+        Self { monotonic: Instant::now().into_std(), wall: SystemTime::now() }
+    }
+}
+
+impl From<&WorkloadCertificate> for Validity {
+    fn from(certificate: &WorkloadCertificate) -> Self {
+        Self { not_before: certificate.not_before(), not_after: certificate.not_after() }
+    }
+}
+
+/// Why a request led to no certificate.
+#[derive(Debug, Error)]
+pub enum RequestError {
+    /// No key could be made.
+    #[error("no private key for the certificate request")]
+    Key(#[from] KeyError),
+    /// No request could be made.
+    #[error("no certificate request")]
+    Request(#[from] CsrError),
+    /// The issuer did not issue.
+    #[error("no certificate issued")]
+    Issue(#[from] IssueError),
+    /// What was issued cannot be read.
+    #[error("unreadable certificate chain issued")]
+    Chain(#[from] ChainError),
+    /// What was issued is not what was asked for.
+    #[error("unusable certificate issued")]
+    Certificate(#[from] WorkloadCertificateError),
+    /// The issuer did not answer in time.
+    #[error("the certificate authority did not answer in time")]
+    Deadline,
+}
+
+impl RequestError {
+    pub(crate) fn retry(&self) -> Retry {
+        match self {
+            Self::Issue(error) => error.retry(),
+            Self::Key(_) | Self::Chain(_) | Self::Certificate(_) | Self::Deadline => Retry::Soon,
+            Self::Request(_) => Retry::Rarely,
+        }
+    }
+}

@@ -79,14 +79,8 @@ impl Netns {
         let path = path.as_ref();
         let file = File::open(path).map_err(|source| match source.raw_os_error() {
             // ESRCH is what the links of a process say that has ended in between.
-            Some(libc::ENOENT | libc::ESRCH) => NetnsError::Vanished {
-                path: path.to_owned(),
-                source,
-            },
-            _ => NetnsError::Open {
-                path: path.to_owned(),
-                source,
-            },
+            Some(libc::ENOENT | libc::ESRCH) => NetnsError::Vanished { path: path.to_owned(), source },
+            _ => NetnsError::Open { path: path.to_owned(), source },
         })?;
         Netns::from_fd(file.into())
     }
@@ -99,13 +93,8 @@ impl Netns {
             Err(errno) => return Err(NetnsError::Examine(errno.into())),
         }
         let stat = fstat(&descriptor).map_err(|errno| NetnsError::Examine(errno.into()))?;
-        let id = NetnsId {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-        };
-        Ok(Netns {
-            inner: Arc::new(Inner { descriptor, id }),
-        })
+        let id = NetnsId { device: stat.st_dev, inode: stat.st_ino };
+        Ok(Netns { inner: Arc::new(Inner { descriptor, id }) })
     }
 
     /// The namespace the calling thread is in.
@@ -123,9 +112,7 @@ impl Netns {
         });
         match unshared.map_err(NetnsError::Create)?.join() {
             Ok(created) => created,
-            Err(_) => Err(NetnsError::Create(io::Error::other(
-                "the thread creating it panicked",
-            ))),
+            Err(_) => Err(NetnsError::Create(io::Error::other("the thread creating it panicked"))),
         }
     }
 

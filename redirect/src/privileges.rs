@@ -44,17 +44,10 @@ pub fn preflight() -> Result<(), PreflightError> {
     let entered = Netns::current()?.run(|| ());
     attempt("enter a network namespace", "CAP_SYS_ADMIN", entered)?;
     let scratch = Socket::new(Domain::IPV4, Type::STREAM, None);
-    let scratch = scratch.map_err(|source| PreflightError::Failed {
-        action: "create a socket",
-        source,
-    })?;
+    let scratch = scratch.map_err(|source| PreflightError::Failed { action: "create a socket", source })?;
     attempt("mark packets (SO_MARK)", "CAP_NET_ADMIN", scratch.set_mark(1))?;
     let transparent = scratch.set_ip_transparent_v4(true);
-    attempt(
-        "use the addresses of others (IP_TRANSPARENT)",
-        "CAP_NET_RAW",
-        transparent,
-    )
+    attempt("use the addresses of others (IP_TRANSPARENT)", "CAP_NET_RAW", transparent)
 }
 
 fn attempt(

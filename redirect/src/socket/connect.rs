@@ -91,18 +91,10 @@ pub async fn connect(
     let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
     let established = tokio::time::timeout(options.timeout, async {
         let socket = prepare(namespace, source, destination, options)?;
-        TcpSocket::from_std_stream(socket.into())
-            .connect(destination)
-            .await
+        TcpSocket::from_std_stream(socket.into()).connect(destination).await
     });
-    let outcome = established
-        .await
-        .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
-    outcome.map_err(|source| ConnectError {
-        destination,
-        reason: ConnectFailure::of(&source),
-        source,
-    })
+    let outcome = established.await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
+    outcome.map_err(|source| ConnectError { destination, reason: ConnectFailure::of(&source), source })
 }
 
 fn prepare(

@@ -39,10 +39,7 @@ pub fn original_destination(socket: &impl AsFd, peer: SocketAddr) -> io::Result<
     if let Some(address) = tracked.ok().as_ref().and_then(SockAddr::as_socket) {
         return Ok(OriginalDestination::Tracked(canonical(address)));
     }
-    let local = socket
-        .local_addr()?
-        .as_socket()
-        .ok_or(io::ErrorKind::InvalidInput)?;
+    let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
     Ok(OriginalDestination::Local(canonical(local)))
 }
 

@@ -154,13 +154,7 @@ pub fn listen(
     options: &ListenOptions,
 ) -> Result<Listening, ListenError> {
     let fail = |step| move |source| ListenError::new(address, step, source);
-    let socket = open(
-        namespace,
-        address,
-        Type::STREAM,
-        options.mark,
-        Some(options.port_sharing),
-    )?;
+    let socket = open(namespace, address, Type::STREAM, options.mark, Some(options.port_sharing))?;
     let transparent = match (options.transparent, options.transparent.apply(&socket)) {
         (Transparency::Require, Err(error)) => return Err(fail(ListenStep::Transparent)(error)),
         (_, outcome) => outcome.unwrap_or(false),
@@ -170,13 +164,8 @@ pub fn listen(
         tracing::warn!(%address, %error, "a listener goes without keep-alive or time-out options");
     }
     socket.bind(&address.into()).map_err(fail(ListenStep::Bind))?;
-    socket
-        .listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))
-        .map_err(fail(ListenStep::Listen))?;
-    Ok(Listening {
-        listener: socket.into(),
-        transparent,
-    })
+    socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX)).map_err(fail(ListenStep::Listen))?;
+    Ok(Listening { listener: socket.into(), transparent })
 }
 
 /// A non-blocking datagram socket bound to `address` in `namespace` (or the thread's own): the DNS listener, and,
@@ -255,10 +244,6 @@ impl ListenError {
             }
             _ => ListenErrorKind::Failed(step),
         };
-        ListenError {
-            address,
-            kind,
-            source,
-        }
+        ListenError { address, kind, source }
     }
 }

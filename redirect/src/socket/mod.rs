@@ -40,27 +40,16 @@ pub struct Keepalive {
 /// Istio's defaults: 180 s, 180 s, 9.
 impl Default for Keepalive {
     fn default() -> Keepalive {
-        Keepalive {
-            idle: Duration::from_secs(180),
-            interval: Duration::from_secs(180),
-            retries: 9,
-        }
+        Keepalive { idle: Duration::from_secs(180), interval: Duration::from_secs(180), retries: 9 }
     }
 }
 
 impl Keepalive {
     /// Four system calls.
     fn apply(&self, socket: &Socket) -> io::Result<()> {
-        let Keepalive {
-            idle,
-            interval,
-            retries,
-        } = *self;
+        let Keepalive { idle, interval, retries } = *self;
         socket.set_tcp_keepalive(
-            &TcpKeepalive::new()
-                .with_time(idle)
-                .with_interval(interval)
-                .with_retries(retries),
+            &TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries),
         )
     }
 }

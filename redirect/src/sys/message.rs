@@ -43,13 +43,8 @@ const CONTROL_BYTES: usize = {
 
 /// Receives one packet without waiting; `WouldBlock` when there is none.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut control = ControlBuffer {
-        bytes: [MaybeUninit::uninit(); CONTROL_BYTES],
-    };
-    let mut vector = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
+    let mut control = ControlBuffer { bytes: [MaybeUninit::uninit(); CONTROL_BYTES] };
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: msghdr is a C struct of integers and pointers, for which all zeroes (null pointers) is a valid value.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut vector;
@@ -70,11 +65,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<R
         flags if flags & libc::MSG_CTRUNC != 0 => Some(Truncated::Control),
         _ => None,
     };
-    Ok(Received {
-        length: length.unsigned_abs(),
-        descriptors,
-        truncated,
-    })
+    Ok(Received { length: length.unsigned_abs(), descriptors, truncated })
 }
 
 /// Takes ownership of every descriptor in the control data of a received message.
@@ -94,10 +85,7 @@ unsafe fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
         if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
             // SAFETY: CMSG_LEN and CMSG_DATA only compute an offset from the (valid) header.
             let (overhead, data) = unsafe { (libc::CMSG_LEN(0), libc::CMSG_DATA(message).cast::<RawFd>()) };
-            #[allow(
-                clippy::unnecessary_cast,
-                reason = "the type of cmsg_len differs between C libraries"
-            )]
+            #[allow(clippy::unnecessary_cast, reason = "the type of cmsg_len differs between C libraries")]
             let count = (length as usize).saturating_sub(overhead as usize) / size_of::<RawFd>();
             for index in 0..count {
                 // SAFETY: the kernel wrote cmsg_len - CMSG_LEN(0) bytes of descriptors at CMSG_DATA, so `index` is

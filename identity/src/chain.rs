@@ -171,7 +171,7 @@ fn decode<'a>(der: &'a CertificateDer<'_>, position: usize) -> Result<X509Certif
 }
 
 /// Times before 1970 become 1970: both are long past.
-fn system_time(time: ASN1Time) -> SystemTime {
+pub(crate) fn system_time(time: ASN1Time) -> SystemTime {
     let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }

@@ -56,6 +56,9 @@ impl CertificateChain {
             .map(|(text, position)| first_certificate(text.as_ref(), position))
             .collect::<Result<_, _>>()?;
         let roots = all_certificates(roots.as_ref(), elements.len() - 1)?;
+        if roots.is_empty() {
+            return Err(ChainError::NoRoots);
+        }
         Ok(Self { identity, leaf, intermediates, roots })
     }
 

@@ -25,7 +25,7 @@ const NOT_KNOWN_YET: usize = usize::MAX - 1;
 
 /// Moves a tunnel's bytes. Has to be polled, usually as a task of its own, for anything to happen.
 ///
-/// Completes with `Ok` when the tunnel was closed in order by either side, else with the reason. Dropping
+/// Completes with `Ok` when either side closed the tunnel or its transport, else with the reason. Dropping
 /// it closes the transport at once; all streams end as if the connection had been lost.
 #[must_use = "a tunnel only works while its driver is polled"]
 pub struct Driver<IO> {

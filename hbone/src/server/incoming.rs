@@ -48,6 +48,11 @@ impl IncomingConnect {
         self.head.method == Method::CONNECT
     }
 
+    /// `:method`, whatever it is.
+    pub fn method(&self) -> &Method {
+        &self.head.method
+    }
+
     /// Where the client wants to go.
     pub fn authority(&self) -> Result<Authority, AuthorityError> {
         self.head.uri.authority().ok_or(AuthorityError::Missing)?.as_str().parse()

@@ -36,11 +36,17 @@ impl SendHalf {
     /// peer resets the stream or the tunnel ends, also while it waits. If the future is dropped, a
     /// prefix of `data` has been queued: all or nothing when it is at most 64 KiB.
     pub async fn send(&mut self, mut data: Bytes) -> Result<(), StreamError> {
+        poll_fn(|cx| self.poll_send(cx, &mut data)).await
+    }
+
+    /// The same for callers that poll: takes from the front of `data` what could be queued, and is ready when nothing
+    /// is left.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<Result<(), StreamError>> {
         while !data.is_empty() {
-            poll_fn(|cx| self.poll_ready(cx)).await?;
+            ready!(self.poll_ready(cx))?;
             self.push(data.split_to(data.len().min(MAX_PIECE)))?;
         }
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
     /// Ends this direction with END_STREAM; what is queued is still sent, and the other direction goes
@@ -68,7 +74,7 @@ impl SendHalf {
         poll_fn(|cx| self.poll_closed(cx)).await
     }
 
-    /// The same for callers that poll. Shares one waker with [`poll_ready`](SendHalf::poll_ready): poll
+    /// The same for callers that poll. Shares one waker with [`poll_send`](SendHalf::poll_send): poll
     /// both from the same task.
     pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
         self.engine.poll_reset(cx).map(|outcome| match outcome {

@@ -34,8 +34,12 @@ struct Handshake {
 
 impl Handshake {
     fn between(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Self {
+        Self::named(unnamed_server(), client, server)
+    }
+
+    fn named(name: ServerName<'static>, client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Self {
         let mut handshake = Self {
-            client: ClientConnection::new(client, unnamed_server()).unwrap(),
+            client: ClientConnection::new(client, name).unwrap(),
             server: ServerConnection::new(server).unwrap(),
             client_error: None,
             server_error: None,
@@ -194,9 +198,17 @@ fn two_workloads_speak_tls13_with_aes128_and_http2_and_know_each_other() {
     assert_eq!(handshake.client.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519);
     assert_eq!(handshake.client.alpn_protocol(), Some(&b"h2"[..]));
     assert_eq!(handshake.server.alpn_protocol(), Some(&b"h2"[..]));
-    assert_eq!(handshake.server.server_name(), None, "no name is sent");
     assert_eq!(peer_identity(handshake.client.peer_certificates().unwrap()), Ok(id(SERVER)));
     assert_eq!(peer_identity(handshake.server.peer_certificates().unwrap()), Ok(id(CLIENT)));
+}
+
+#[test]
+fn a_server_name_that_is_given_all_the_same_is_neither_sent_nor_compared() {
+    let authority = Authority::root("root");
+    let client = authority.workload(CLIENT).client_config(&id(SERVER).into());
+    let name = ServerName::try_from("example.org").unwrap();
+    let handshake = Handshake::named(name, client, authority.workload(SERVER).server_config()).succeeded();
+    assert_eq!(handshake.server.server_name(), None);
 }
 
 #[test]

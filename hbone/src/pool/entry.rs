@@ -41,10 +41,17 @@ pub(super) enum Turn<K: Eq + Hash, E> {
     Dial(DialPermit<K, E>),
     /// The error of the dial that it waited for.
     Failed(E),
+    /// Its own dial succeeded, but the tunnel was of no use, and nothing else is on its way.
+    Lost,
 }
 
 /// A dial that others count on. Dropping it unfinished passes the task on to the next in the queue.
-pub(super) struct DialPermit<K: Eq + Hash, E>(Option<Rc<Entry<K, E>>>);
+pub(super) struct DialPermit<K: Eq + Hash, E> {
+    /// Taken when the dial is over.
+    entry: Option<Rc<Entry<K, E>>>,
+    /// The place of the one who dials.
+    number: u64,
+}
 
 /// A place in the queue; dropping it gives it up.
 pub(super) struct Ticket<K: Eq + Hash, E> {
@@ -126,23 +133,28 @@ impl<K: Eq + Hash, E> Entry<K, E> {
         }
     }
 
-    /// While more wait than slots are on their way, has the first who can open another tunnel.
+    /// While more wait than slots are on their way, has the first who can open another tunnel. If
+    /// nobody can, there is nothing to wait for.
     fn delegate(self: &Rc<Self>) {
         while self.queue.borrow().len() > self.expected_slots() {
-            let mut queue = self.queue.borrow_mut();
-            let Some(number) =
-                queue.iter().find(|(_, waiter)| !waiter.has_dialled).map(|(number, _)| *number)
-            else {
-                return;
-            };
-            let waiter = queue.remove(&number);
-            drop(queue);
-            self.dials.set(self.dials.get() + 1);
-            let permit = DialPermit(Some(self.clone()));
-            if let Some(waiter) = waiter {
+            if let Some((number, waiter)) = self.take_first_who_can_dial() {
+                self.dials.set(self.dials.get() + 1);
+                let permit = DialPermit { entry: Some(self.clone()), number };
                 let _ = waiter.turn.send(Turn::Dial(permit));
+            } else if let Some(waiter) = self.take_last() {
+                let _ = waiter.turn.send(Turn::Lost);
             }
         }
+    }
+
+    fn take_first_who_can_dial(&self) -> Option<(u64, Waiter<K, E>)> {
+        let mut queue = self.queue.borrow_mut();
+        let number = queue.iter().find(|(_, waiter)| !waiter.has_dialled).map(|(number, _)| *number)?;
+        queue.remove_entry(&number)
+    }
+
+    fn take_last(&self) -> Option<Waiter<K, E>> {
+        self.queue.borrow_mut().pop_last().map(|(_, waiter)| waiter)
     }
 
     /// Slots that dials under way will bring, and tunnels whose peer has not yet said what it allows.
@@ -181,13 +193,13 @@ where
 {
     /// Ends the dial with the tunnel that it opened, or with the error for those who waited for it.
     pub(super) fn finish(mut self, outcome: Result<Tunnel, E>) {
-        let Some(entry) = self.0.take() else {
+        let Some(entry) = self.entry.take() else {
             return;
         };
         entry.dials.set(entry.dials.get() - 1);
         match outcome {
             Ok(tunnel) => entry.adopt(tunnel),
-            Err(error) => entry.fail_surplus(&error),
+            Err(error) => entry.fail(self.number, &error),
         }
     }
 }
@@ -214,13 +226,14 @@ where
         home.evict();
     }
 
-    /// Fails those for whom nothing is on its way any more; the latest first, if some may still hope.
-    fn fail_surplus(self: &Rc<Self>, error: &E) {
-        while self.queue.borrow().len() > self.expected_slots() {
-            let last = self.queue.borrow_mut().pop_last();
-            if let Some((_, waiter)) = last {
-                let _ = waiter.turn.send(Turn::Failed(error.clone()));
-            }
+    /// Fails the one who dialled, and everyone for whom nothing else is on its way: the latest first,
+    /// if some may still hope.
+    fn fail(self: &Rc<Self>, number: u64, error: &E) {
+        let dialler = self.queue.borrow_mut().remove(&number);
+        let surplus =
+            || if self.queue.borrow().len() > self.expected_slots() { self.take_last() } else { None };
+        for waiter in dialler.into_iter().chain(std::iter::from_fn(surplus)) {
+            let _ = waiter.turn.send(Turn::Failed(error.clone()));
         }
         self.settle();
     }
@@ -228,7 +241,7 @@ where
 
 impl<K: Eq + Hash, E> Drop for DialPermit<K, E> {
     fn drop(&mut self) {
-        if let Some(entry) = self.0.take() {
+        if let Some(entry) = self.entry.take() {
             entry.dials.set(entry.dials.get() - 1);
             entry.settle();
         }

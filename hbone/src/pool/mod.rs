@@ -10,6 +10,7 @@
 //!                  \-- more wait than the dials under way will
 //!                      bring slots: this caller dials too
 //!                  \-- the dial fails, nothing else to come -----> PoolError::Dial, all at once
+//!                  \-- the tunnel that it dialled is useless ----> PoolError::Lost
 //!                  \-- the caller's own deadline ----------------> PoolError::Deadline
 //! ```
 //!
@@ -46,6 +47,9 @@ pub enum PoolError<E> {
     /// The peer did not accept the connection.
     #[error("no stream could be opened on a tunnel")]
     Connect(#[source] ConnectError),
+    /// A tunnel could be opened, but ended or took no streams before it could be used.
+    #[error("the tunnel could not be used")]
+    Lost,
     /// There was no tunnel with room for another stream in time.
     #[error("no tunnel was ready in time")]
     Deadline,
@@ -105,6 +109,7 @@ where
                     ticket.wait_on();
                 }
                 Ok(Some(Turn::Failed(error))) => return Err(PoolError::Dial(error)),
+                Ok(Some(Turn::Lost)) => return Err(PoolError::Lost),
                 Ok(None) => return Err(PoolError::Drained),
                 Err(_) => return Err(PoolError::Deadline),
             }

@@ -70,8 +70,8 @@ impl CertificateChain {
             .collect()
     }
 
-    /// The roots that can anchor a path. One that cannot (for instance because of a critical extension that is not
-    /// understood) is left out with a warning, since the others may suffice; none at all is an error.
+    /// The roots that can anchor a path. One that cannot (for instance because an extension occurs twice) is left out
+    /// with a warning, since the others may suffice; none at all is an error.
     pub(crate) fn trust_anchors(&self) -> Result<RootCertStore, ChainError> {
         let mut anchors = RootCertStore::empty();
         for root in &self.roots {

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use identity::{
-    CertificateChain, ExpectedPeers, KeyExchange, PeerIdentityError, PeerRefused, PrivateKey, Tls,
-    TlsOptions, TlsVersions, WorkloadCertificate, WorkloadCertificateError, peer_identity, unnamed_server,
+    CertificateChain, ChainError, ExpectedPeers, KeyExchange, PeerIdentityError, PeerRefused, PrivateKey,
+    Tls, TlsOptions, TlsVersions, WorkloadCertificate, WorkloadCertificateError, peer_identity,
+    unnamed_server,
 };
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -432,6 +433,15 @@ fn leaves_of_different_roots_are_accepted_while_both_roots_are_in_the_bundle() {
     connect(&client, &server, &[SERVER]).succeeded();
     connect(&server, &client, &[CLIENT]).succeeded();
     connect(&old.workload(CLIENT), &server, &[SERVER]).client_refused(AlertDescription::DecryptError);
+}
+
+#[test]
+fn a_root_that_cannot_be_used_does_not_spoil_the_others_but_cannot_stand_alone() {
+    let (good, bad) = (Authority::root("good"), Authority::unusable_root("bad"));
+    let client = good.workload_trusting(CLIENT, &[&bad.root, &good.root]);
+    connect(&client, &good.workload(SERVER), &[SERVER]).succeeded();
+    let alone = good.try_workload(CLIENT, CLIENT, &[&bad.root], |_| {}, SystemTime::now());
+    assert!(matches!(alone, Err(WorkloadCertificateError::Chain(ChainError::NoRoots))), "{alone:?}");
 }
 
 #[test]

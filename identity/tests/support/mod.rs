@@ -10,8 +10,8 @@ use identity::{
     CertificateChain, PrivateKey, SpiffeId, Tls, TlsOptions, WorkloadCertificate, WorkloadCertificateError,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::CertificateDer;
@@ -35,6 +35,15 @@ pub(crate) struct Authority {
 impl Authority {
     pub(crate) fn root(name: &str) -> Self {
         let issuer = CertifiedIssuer::self_signed(ca_params(name), KeyPair::generate().unwrap()).unwrap();
+        Self { root: issuer.pem(), issuer, intermediates: Vec::new() }
+    }
+
+    /// A root with two basicConstraints; RFC 5280 section 4.2 allows one.
+    pub(crate) fn unusable_root(name: &str) -> Self {
+        let mut params = ca_params(name);
+        let authority = vec![0x30, 3, 1, 1, 0xff];
+        params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 19], authority));
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         Self { root: issuer.pem(), issuer, intermediates: Vec::new() }
     }
 

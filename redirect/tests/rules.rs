@@ -4,7 +4,9 @@
 
 mod lab;
 
+use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use lab::{
     BRIEFLY, CLIENT, Dial, ELSEWHERE, LOOPBACK, Lab, MARK, PATIENCE, POD, PROBE, accept, assert_connected,
@@ -19,7 +21,7 @@ use redirect::socket::{
     ConnectOptions, ListenOptions, OriginalDestination, PortSharing, Transparency, bind_udp, connect, listen,
     original_destination,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::SockRef;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -55,7 +57,7 @@ with_every_backend! {
     what_comes_from_a_virtual_interface_is_outbound,
     the_proxy_reaches_the_application_in_the_clients_name,
     connections_that_exist_survive_the_arrival_of_the_rules,
-    a_stray_segment_opens_no_way_past_the_proxy,
+    a_former_connection_opens_no_way_past_the_proxy,
     without_ipv6_capture_ipv6_is_left_alone,
     a_pod_without_ipv6_on_loopback_has_no_ipv6_route,
 }
@@ -429,49 +431,34 @@ fn connections_that_exist_survive_the_arrival_of_the_rules(choice: BackendChoice
     }
 }
 
-/// An ACK out of nowhere, as a raw socket sends it.
-fn send_stray_ack(netns: &Netns, source: SocketAddr, destination: SocketAddr) {
-    let mut segment = Vec::new();
-    segment.extend_from_slice(&source.port().to_be_bytes());
-    segment.extend_from_slice(&destination.port().to_be_bytes());
-    segment.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
-    segment.extend_from_slice(&[0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
-    let octets = |address: IpAddr| match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
-    // RFC 9293 section 3.1: over a pseudo header, in which all that matters to the sum is in 16-bit units.
-    let pseudo = [octets(source.ip()), octets(destination.ip()), vec![0, 6, 0, segment.len() as u8]].concat();
-    let sum: u32 = [&pseudo[..], &segment]
-        .concat()
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
-    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
-    let raw = || Socket::new(Domain::for_address(destination), Type::RAW, Some(Protocol::TCP)).unwrap();
-    let socket = netns.run(raw).unwrap();
-    socket.bind(&SocketAddr::new(source.ip(), 0).into()).unwrap();
-    socket.send_to(&segment, &SocketAddr::new(destination.ip(), 0).into()).unwrap();
-}
-
-fn a_stray_segment_opens_no_way_past_the_proxy(choice: BackendChoice) {
-    let Some(pod) = Captured::new(choice, &PodRules::default()) else { return };
-    let application = serve(&pod.lab.pod, 8080);
-    for (port, (client, pod_address)) in (40000..).zip(CLIENT.into_iter().zip(POD)) {
-        let (source, destination) = (SocketAddr::new(client, port), SocketAddr::new(pod_address, 8080));
-        // Tracked from here on, and not redirected.
-        send_stray_ack(&pod.lab.client, source, destination);
+/// A client that was connected before the rules came could otherwise keep a way past the proxy open for ever: let the
+/// application reset the connection, and connect again from the same port before tracking has forgotten the former.
+fn a_former_connection_opens_no_way_past_the_proxy(choice: BackendChoice) {
+    let lab = lab!();
+    let application = serve(&lab.pod, 8080);
+    let mut former = Vec::new();
+    for (port, (client, pod)) in (40000..).zip(CLIENT.into_iter().zip(POD)) {
+        let (source, destination) = (SocketAddr::new(client, port), SocketAddr::new(pod, 8080));
         let dial = Dial { source: Some(source), patience: Some(BRIEFLY), ..Dial::default() };
-        let outcome = dial.to(&pod.lab.client, destination);
-        assert!(accept(&application, BRIEFLY).is_none(), "the application was reached past the proxy");
-        if let Ok(client) = outcome {
-            assert_redirected(&client, &pod.inbound, (pod_address, 8080));
-        }
+        let stream = dial.to(&lab.client, destination).unwrap();
+        former.push((dial, destination, stream, accept(&application, PATIENCE).unwrap().0));
     }
-    let client = dial(&pod.lab.client, POD[0], 8080);
-    assert_redirected(&client, &pod.inbound, (POD[0], 8080));
+    apply(&lab.pod, &PodRules::default(), backend(choice)).unwrap();
+    let pod = Captured::serving(lab);
+    for (dial, destination, mut stream, accepted) in former {
+        assert_connected(&stream, &accepted);
+        SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(accepted);
+        assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        drop(stream);
+        let again = dial.to(&pod.lab.client, destination);
+        assert!(accept(&application, BRIEFLY).is_none(), "the application was reached past the proxy");
+        assert_eq!(again.unwrap_err().kind(), ErrorKind::TimedOut);
+        // Once the former connection is forgotten, the same addresses and ports are a connection like any other.
+        run(&pod.lab.pod, "conntrack", &["-F"]);
+        let client = dial.to(&pod.lab.client, destination).unwrap();
+        assert_redirected(&client, &pod.inbound, (destination.ip(), destination.port()));
+    }
 }
 
 fn without_ipv6_capture_ipv6_is_left_alone(choice: BackendChoice) {

@@ -6,8 +6,10 @@
 //! - A TCP redirect applies to the opening segment (SYN) only. Connection tracking begins when the first rule needs
 //!   it, and takes the next segment of a connection that already exists for the beginning of one; redirecting that
 //!   would reset the connection of every client at the moment a pod joins the mesh.
-//! - With that, a stray segment without SYN leaves a tracked but not redirected connection behind, which a SYN with
-//!   the same addresses and ports would then join, past the proxy and its policy. P3 drops such a SYN.
+//! - With that, a connection from before the rules is tracked but not redirected, and stays in the table for a while
+//!   after the application has reset it. A SYN with the same addresses and ports would join it, past the proxy and its
+//!   policy, and so could one after the other. P3 drops such a SYN; the client's retransmission of it is redirected
+//!   once the former connection is forgotten (10 seconds, `nf_conntrack_tcp_timeout_close`).
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

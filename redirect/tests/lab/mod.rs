@@ -2,6 +2,7 @@
 //!
 //! Needs root, or the root of a user namespace: `unshare --map-root-user cargo test -p redirect`.
 #![allow(dead_code, reason = "every test program uses its own part")]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -56,7 +57,7 @@ pub(crate) fn namespace() -> Option<Netns> {
                 !possible.is_ok_and(|status| status.success()),
                 "network namespaces need root: run the tests under `unshare --map-root-user`"
             );
-            println!("SKIPPED: this machine allows neither root nor user namespaces");
+            eprintln!("SKIPPED: this machine allows neither root nor user namespaces");
             None
         }
         Err(error) => panic!("{error}: {error:?}"),

@@ -83,7 +83,7 @@ impl SendHalf {
         })
     }
 
-    /// Ready when [`push`](SendHalf::push) may be called once more, or when the stream is over.
+    /// Ready when `push` may be called once more, or when the stream is over.
     pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         if self.finished {
             return Poll::Ready(Err(StreamError::Finished));
@@ -101,7 +101,7 @@ impl SendHalf {
         }
     }
 
-    /// Queues one piece of at most [`MAX_PIECE`] bytes.
+    /// Queues one piece of at most `MAX_PIECE` bytes.
     pub(super) fn push(&mut self, piece: Bytes) -> Result<(), StreamError> {
         self.engine
             .send_data(piece, false)

@@ -1,6 +1,7 @@
 //! What the protocol tests share: a runtime, connected pairs, and a peer scripted frame by frame.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod farm;
 pub(crate) mod raw;
 
 use std::future::Future;

@@ -384,9 +384,6 @@ impl<'a> Router<'a> {
 
 /// To the workload itself.
 fn direct(upstream: Upstream<'_>) -> Result<Route, RouteError> {
-    if upstream.port == 0 {
-        return Err(no_valid_destination(upstream.workload));
-    }
     let plain = upstream.target(upstream.port)?;
     if upstream.workload.tunnel_protocol == TunnelProtocol::Tcp {
         return Ok(Route::Plain(PlainRoute {
@@ -436,6 +433,8 @@ impl<'a> Upstream<'a> {
 
     fn target(&self, port: u16) -> Result<Target, RouteError> {
         match &self.host {
+            // Port 0 stands for a port that only the workload's own network can tell.
+            _ if port == 0 => Err(no_valid_destination(self.workload)),
             Some(Host::Ip(ip)) => Ok(Target::Address(SocketAddr::new(*ip, port))),
             Some(Host::Name(hostname, family)) => {
                 Ok(Target::Resolve { hostname: hostname.clone(), port, family: *family })

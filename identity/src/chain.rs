@@ -56,6 +56,9 @@ impl CertificateChain {
             .map(|(text, position)| first_certificate(text.as_ref(), position))
             .collect::<Result<_, _>>()?;
         let roots = all_certificates(roots.as_ref(), elements.len() - 1)?;
+        if roots.is_empty() {
+            return Err(ChainError::NoRoots);
+        }
         Ok(Self { identity, leaf, intermediates, roots })
     }
 
@@ -67,8 +70,8 @@ impl CertificateChain {
             .collect()
     }
 
-    /// The roots that can anchor a path. One that cannot (for instance because of a critical extension that is not
-    /// understood) is left out with a warning, since the others may suffice; none at all is an error.
+    /// The roots that can anchor a path. One that cannot (for instance because an extension occurs twice) is left out
+    /// with a warning, since the others may suffice; none at all is an error.
     pub(crate) fn trust_anchors(&self) -> Result<RootCertStore, ChainError> {
         let mut anchors = RootCertStore::empty();
         for root in &self.roots {
@@ -171,7 +174,7 @@ fn decode<'a>(der: &'a CertificateDer<'_>, position: usize) -> Result<X509Certif
 }
 
 /// Times before 1970 become 1970: both are long past.
-fn system_time(time: ASN1Time) -> SystemTime {
+pub(crate) fn system_time(time: ASN1Time) -> SystemTime {
     let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }

@@ -6,12 +6,14 @@
 //! [`ExpectedPeers`].
 
 mod ca;
+mod ca_files;
 mod certificate;
 mod chain;
 mod client_configs;
 mod csr;
 mod driver;
 mod key;
+mod local_ca;
 mod peers;
 mod schedule;
 mod spiffe;
@@ -20,11 +22,13 @@ mod tls;
 mod verify;
 
 pub use ca::{BoxError, IssueError, IssueFuture, IssuedChain, Issuer, Retry};
+pub use ca_files::LocalCaError;
 pub use certificate::{WorkloadCertificate, WorkloadCertificateError};
 pub use chain::{CertificateChain, CertificateInfo, ChainError};
 pub use csr::{CsrError, certificate_request};
 pub use driver::{RequestError, StoreDriver};
 pub use key::{KeyError, PrivateKey};
+pub use local_ca::LocalCa;
 pub use peers::ExpectedPeers;
 pub use spiffe::{SpiffeId, SpiffeIdError};
 pub use store::{CertificateError, CertificateStore, IdentityState, StoreOptions};

@@ -1,5 +1,7 @@
 //! Both ends of ZDS over a real socket, and ends that break the rules.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{IoSlice, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;

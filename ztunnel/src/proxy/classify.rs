@@ -1,0 +1,137 @@
+//! Stage 2: where a connection goes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use identity::SpiffeId;
+
+use super::accept::{Accepted, Listener};
+use super::pod::LocalPod;
+use crate::state::Mesh;
+use crate::state::inbound::InboundError;
+use crate::state::model::{Service, Workload};
+use crate::state::route::{self, Family, Route, RouteError, Target};
+
+/// How long a pod's first connections wait for the mesh to know the pod.
+const WORKLOAD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a destination's name may take to resolve.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why it is not known where a connection goes.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClassifyError {
+    /// The mesh does not know the pod whose connection it is.
+    #[error("failed to fetch information about local workload: {namespace}/{name}")]
+    UnknownWorkload {
+        /// Kubernetes namespace.
+        namespace: String,
+        /// Pod name.
+        name: String,
+    },
+    /// It is one of our own ports.
+    #[error("attempted recursive call to ourselves")]
+    SelfCall,
+    /// There is no way to the destination.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// The peer asks for something that is not here.
+    #[error(transparent)]
+    Inbound(#[from] InboundError),
+    /// The mesh gives the pod a trust domain that no identity can have.
+    #[error("identity error")]
+    Identity(#[from] identity::SpiffeIdError),
+    /// The destination is known by a name that does not resolve.
+    #[error("no ip addresses were resolved for {0}")]
+    Unresolved(Arc<str>),
+}
+
+/// The workload that the pod is, as soon as the mesh knows it.
+pub(crate) async fn local_workload(pod: &LocalPod) -> Result<Arc<Workload>, ClassifyError> {
+    let name = &pod.pod.workload;
+    pod.worker
+        .shared()
+        .mesh
+        .wait_for_workload(&name.name, &name.namespace, &name.service_account, WORKLOAD_PATIENCE)
+        .await
+        .ok_or_else(|| ClassifyError::UnknownWorkload {
+            namespace: name.namespace.clone(),
+            name: name.name.clone(),
+        })
+}
+
+/// Where a connection goes that the pod's application opened.
+pub(crate) fn outbound(
+    pod: &LocalPod,
+    source: &Workload,
+    accepted: &Accepted,
+) -> Result<Route, ClassifyError> {
+    let shared = pod.worker.shared();
+    let mut rng = pod.worker.rng();
+    let route = route::route(
+        &shared.mesh.load(),
+        &shared.routing,
+        source,
+        accepted.peer.ip(),
+        accepted.destination,
+        &mut rng,
+    )?;
+    Ok(route)
+}
+
+/// The address of a target; looks it up if it only has a name.
+pub(crate) async fn resolve(target: &Target, rng: &mut fastrand::Rng) -> Result<SocketAddr, ClassifyError> {
+    let (hostname, port, family) = match target {
+        Target::Address(address) => return Ok(*address),
+        Target::Resolve { hostname, port, family } => (hostname, *port, *family),
+    };
+    let unresolved = || ClassifyError::Unresolved(hostname.clone());
+    let lookup = tokio::net::lookup_host((&**hostname, port));
+    let answers = tokio::time::timeout(RESOLVE_DEADLINE, lookup).await.map_err(|_| unresolved())?;
+    let (preferred, others): (Vec<_>, Vec<_>) =
+        answers.map_err(|_| unresolved())?.partition(|address| address.is_ipv4() == (family == Family::Ipv4));
+    rng.choice(if preferred.is_empty() { others } else { preferred }).ok_or_else(unresolved)
+}
+
+/// A connection that arrived in plaintext goes on to where it was going, unless that is ourselves.
+pub(crate) fn plaintext(destination: SocketAddr) -> Result<(), ClassifyError> {
+    match Listener::OWN_PORTS.contains(&destination.port()) {
+        true => Err(ClassifyError::SelfCall),
+        false => Ok(()),
+    }
+}
+
+/// The workload at a peer's address. Where the peer has proved an identity, a workload of another identity is not it:
+/// the address may have changed hands.
+pub(crate) fn peer_workload(
+    mesh: &Mesh,
+    network: &str,
+    address: IpAddr,
+    identity: Option<&SpiffeId>,
+) -> Option<Arc<Workload>> {
+    let workload = mesh.workload_by_address(network, address)?;
+    identity.is_none_or(|identity| is_of(workload, identity)).then(|| workload.clone())
+}
+
+fn is_of(workload: &Workload, identity: &SpiffeId) -> bool {
+    *workload.trust_domain == *identity.trust_domain()
+        && *workload.namespace == *identity.namespace()
+        && *workload.service_account == *identity.service_account()
+}
+
+/// The service by which a client reached `workload`: the one it names, if the workload belongs to it, else the first
+/// that leads to `port`.
+pub(crate) fn guess_service(
+    mesh: &Mesh,
+    workload: &Workload,
+    named: Option<&str>,
+    port: u16,
+) -> Option<Arc<Service>> {
+    let by_name = mesh.services_of(workload).find(|service| named == Some(&*service.host.hostname));
+    let leads_here = |service: &&Arc<Service>| {
+        let ports = workload.ports_for(&service.host).into_iter().chain([&service.ports]);
+        ports.flat_map(|ports| ports.iter()).any(|(_, target)| target == port)
+    };
+    by_name.or_else(|| mesh.services_of(workload).find(leads_here)).cloned()
+}

@@ -1,0 +1,231 @@
+//! A pod whose traffic we carry: what is known of it on every thread, and its connections on one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hbone::Pool;
+use hbone::headers::{Baggage, WorkloadKind};
+use http::HeaderValue;
+use identity::{SpiffeId, SpiffeIdError};
+use redirect::Netns;
+use redirect::socket::ConnectOptions;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::tunnel::{DialError, TunnelKey};
+use crate::config::{Config, WorkloadName};
+use crate::state::model::Workload;
+use crate::worker::{Occupied, Worker};
+
+/// Tells one run of a pod's proxy from an earlier one with the same uid.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct PodInstance(u64);
+
+impl PodInstance {
+    pub(crate) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A pod, as far as all threads share it.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    /// This run of its proxy.
+    pub(crate) instance: PodInstance,
+    /// Which workload it is.
+    pub(crate) workload: WorkloadName,
+    /// Where its sockets are made; `None`: in the process's own namespace.
+    pub(crate) netns: Option<Netns>,
+    /// Options of the connections made on its behalf.
+    pub(crate) connect: ConnectOptions,
+}
+
+/// How a pod's proxy is ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stop {
+    /// Connections are cut at once.
+    Now,
+    /// Connections may finish for this long.
+    Drain(Duration),
+}
+
+/// A pod on one worker.
+pub(crate) struct LocalPod {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) worker: Rc<Worker>,
+    /// The tunnels that this worker opened for the pod.
+    pub(crate) pool: Pool<TunnelKey, DialError>,
+    /// Connections and tunnels served here.
+    connections: Rc<Connections>,
+    /// Accept loops, if this worker has them.
+    listeners: Rc<Connections>,
+    /// The tunnels' own work.
+    drivers: Rc<Connections>,
+    draining: watch::Sender<bool>,
+    /// The description of the pod that was sent last, and of what.
+    baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
+}
+
+impl LocalPod {
+    pub(crate) fn new(worker: &Rc<Worker>, pod: Arc<Pod>) -> Rc<Self> {
+        Rc::new(Self {
+            pool: Pool::new(worker.shared().config.pool.clone()),
+            pod,
+            worker: worker.clone(),
+            connections: Rc::default(),
+            listeners: Rc::default(),
+            drivers: Rc::default(),
+            draining: watch::Sender::new(false),
+            baggage: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.worker.shared().config
+    }
+
+    /// The pod's identity: its trust domain is the mesh's word, its namespace and account are the node agent's.
+    pub(crate) fn identity(&self, workload: &Workload) -> Result<SpiffeId, SpiffeIdError> {
+        let name = &self.pod.workload;
+        SpiffeId::new(&workload.trust_domain, &name.namespace, &name.service_account)
+    }
+
+    /// The description of the pod that goes with requests and answers. Encoded once for each change of `workload`.
+    pub(crate) fn baggage(&self, workload: &Arc<Workload>) -> HeaderValue {
+        let mut last = self.baggage.borrow_mut();
+        match &*last {
+            Some((described, value)) if Arc::ptr_eq(described, workload) => value.clone(),
+            _ => {
+                let value = describe(workload).encode();
+                *last = Some((workload.clone(), value.clone()));
+                value
+            }
+        }
+    }
+
+    /// Serves a connection in a task of its own, which counts towards the worker's load.
+    pub(crate) fn spawn(&self, serve: impl Future<Output = ()> + 'static) {
+        Connections::spawn(&self.connections, Some(self.worker.occupy()), serve);
+    }
+
+    /// Runs an accept loop until the listeners are closed.
+    pub(crate) fn spawn_listener(&self, listen: impl Future<Output = ()> + 'static) {
+        Connections::spawn(&self.listeners, None, listen);
+    }
+
+    /// Runs a tunnel's own work, until the pod is gone.
+    pub(crate) fn spawn_driver(&self, driver: impl Future<Output = ()> + 'static) {
+        Connections::spawn(&self.drivers, None, driver);
+    }
+
+    /// Resolves once the pod has begun to drain.
+    pub(crate) fn draining(&self) -> impl Future<Output = ()> + 'static {
+        let mut draining = self.draining.subscribe();
+        async move {
+            // The sender lives as long as any connection of the pod.
+            drop(draining.wait_for(|draining| *draining).await);
+        }
+    }
+
+    /// Ends the accept loops. They take what the kernel has queued for them first.
+    pub(crate) async fn close_listeners(&self) {
+        self.draining.send_replace(true);
+        self.listeners.ended().await;
+    }
+
+    /// Ends everything else, and returns when nothing is left.
+    pub(crate) async fn stop(&self, stop: Stop) {
+        self.draining.send_replace(true);
+        if let Stop::Drain(deadline) = stop {
+            let deadline = Instant::now() + deadline;
+            drop(tokio::time::timeout_at(deadline, self.connections.ended()).await);
+        }
+        self.connections.abort();
+        self.connections.ended().await;
+        // Tunnels without streams close by themselves, with a goodbye to their peers.
+        self.pool.drain();
+        drop(tokio::time::timeout(GOODBYE, self.drivers.ended()).await);
+        self.drivers.abort();
+    }
+}
+
+/// How long unused tunnels may take to say goodbye.
+const GOODBYE: Duration = Duration::from_millis(100);
+
+fn describe(workload: &Workload) -> Baggage<'_> {
+    fn present(text: &str) -> Option<&str> {
+        (!text.is_empty()).then_some(text)
+    }
+    let kind = match &*workload.workload_type {
+        "cronjob" => WorkloadKind::CronJob,
+        "job" => WorkloadKind::Job,
+        "pod" => WorkloadKind::Pod,
+        _ => WorkloadKind::Deployment,
+    };
+    Baggage {
+        cluster: present(&workload.cluster_id),
+        namespace: present(&workload.namespace),
+        workload: present(&workload.workload_name).map(|name| (kind, name)),
+        service: present(&workload.canonical_name),
+        version: present(&workload.canonical_revision),
+        region: present(&workload.locality.region),
+        zone: present(&workload.locality.zone),
+    }
+}
+
+/// A set of tasks that remove themselves as they end.
+#[derive(Debug, Default)]
+struct Connections {
+    next: Cell<u64>,
+    tasks: RefCell<HashMap<u64, AbortHandle>>,
+    empty: Notify,
+}
+
+impl Connections {
+    fn spawn(set: &Rc<Self>, occupied: Option<Occupied>, task: impl Future<Output = ()> + 'static) {
+        let id = set.next.get();
+        set.next.set(id + 1);
+        let entry = Entry { set: set.clone(), id };
+        let task = tokio::task::spawn_local(async move {
+            let _entry = entry;
+            let _occupied = occupied;
+            task.await;
+        });
+        set.tasks.borrow_mut().insert(id, task.abort_handle());
+    }
+
+    fn abort(&self) {
+        self.tasks.borrow().values().for_each(AbortHandle::abort);
+    }
+
+    async fn ended(&self) {
+        while !self.tasks.borrow().is_empty() {
+            self.empty.notified().await;
+        }
+    }
+}
+
+/// A task's place in the set. Dropped with the task, also when it never ran.
+struct Entry {
+    set: Rc<Connections>,
+    id: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut tasks = self.set.tasks.borrow_mut();
+        tasks.remove(&self.id);
+        if tasks.is_empty() {
+            // Hands its memory back after a burst.
+            tasks.shrink_to_fit();
+            self.set.empty.notify_waiters();
+        }
+    }
+}

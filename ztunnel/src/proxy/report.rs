@@ -1,0 +1,193 @@
+//! Stage 6: exactly one record for each connection, on every path.
+//!
+//! A [`Record`] is made when it is known where a connection goes. It reports itself when it is finished, and, if it
+//! never is because the task was cut, when it is dropped. A connection that is refused before that is an
+//! [early denial](deny_early).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use hbone::Authority;
+use identity::SpiffeId;
+
+use super::copy::Transfer;
+use super::error::ConnectionError;
+use crate::state::model::{Service, Workload};
+use crate::telemetry::with_causes;
+
+/// Which end of the conversation this proxy is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Direction {
+    /// The client's.
+    Outbound,
+    /// The server's.
+    Inbound,
+}
+
+impl Direction {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// One end of a connection, as it is reported.
+#[derive(Debug)]
+pub(crate) struct Party {
+    /// Where it is.
+    pub(crate) address: SocketAddr,
+    /// Which workload it is, if that is known.
+    pub(crate) workload: Option<Arc<Workload>>,
+    /// Who it is, where mutual TLS vouches for it.
+    pub(crate) identity: Option<SpiffeId>,
+}
+
+impl Party {
+    fn name(&self) -> Option<&str> {
+        self.workload.as_ref().map(|workload| &*workload.name).filter(|name| !name.is_empty())
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        let of_workload = self.workload.as_ref().map(|workload| &*workload.namespace);
+        of_workload
+            .or_else(|| self.identity.as_ref().map(SpiffeId::namespace))
+            .filter(|name| !name.is_empty())
+    }
+
+    fn cluster(&self) -> Option<&str> {
+        self.workload.as_ref().map(|workload| &*workload.cluster_id).filter(|name| !name.is_empty())
+    }
+}
+
+/// Everything that is reported of one connection.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) direction: Direction,
+    pub(crate) since: Instant,
+    pub(crate) source: Party,
+    pub(crate) destination: Party,
+    /// `:authority` of the CONNECT request, where there is one.
+    pub(crate) hbone_authority: Option<Authority>,
+    pub(crate) service: Option<Arc<Service>>,
+    pub(crate) transfer: Transfer,
+}
+
+/// A record that has been announced and will report the end of its connection.
+#[derive(Debug)]
+pub(crate) struct OpenRecord {
+    record: Record,
+    finished: bool,
+}
+
+/// Writes the log line of a connection's event, with the fields in the order that log readers expect.
+macro_rules! access {
+    ($level:expr, $message:literal, $record:expr $(, $name:literal = $value:expr)*) => {{
+        let record: &Record = $record;
+        tracing::event!(
+            target: "access",
+            $level,
+            "src.addr" = display(record.source.address),
+            "src.workload" = record.source.name(),
+            "src.namespace" = record.source.namespace(),
+            "src.identity" = record.source.identity.as_ref().map(SpiffeId::as_str),
+            "src.cluster" = record.source.cluster(),
+            "dst.addr" = display(record.destination.address),
+            "dst.hbone_addr" = record.hbone_authority.as_ref().map(display),
+            "dst.service" = record.service.as_ref().map(|service| &*service.host.hostname),
+            "dst.workload" = record.destination.name(),
+            "dst.namespace" = record.destination.namespace(),
+            "dst.identity" = record.destination.identity.as_ref().map(SpiffeId::as_str),
+            "dst.cluster" = record.destination.cluster(),
+            "direction" = record.direction.as_str(),
+            $($name = $value,)*
+            $message
+        )
+    }};
+}
+
+impl Record {
+    /// Announces the connection.
+    pub(crate) fn open(self) -> OpenRecord {
+        access!(tracing::Level::DEBUG, "connection opened", &self);
+        OpenRecord { record: self, finished: false }
+    }
+
+    /// Bytes that the local workload sent and received.
+    fn bytes_sent_and_received(&self) -> (u64, u64) {
+        let (from_client, to_client) = (self.transfer.from_client.get(), self.transfer.to_client.get());
+        match self.direction {
+            Direction::Outbound => (from_client, to_client),
+            Direction::Inbound => (to_client, from_client),
+        }
+    }
+
+    fn close(&self, result: Result<(), &ConnectionError>) {
+        let (sent, received) = self.bytes_sent_and_received();
+        let duration = format!("{}ms", self.since.elapsed().as_millis());
+        match result {
+            Ok(()) => access!(
+                tracing::Level::INFO,
+                "connection complete",
+                self,
+                "bytes_sent" = sent,
+                "bytes_recv" = received,
+                "duration" = duration
+            ),
+            Err(error) => {
+                tracing::debug!(flag = ?error.flag(), "connection failed");
+                let error = with_causes(error);
+                access!(
+                    tracing::Level::ERROR,
+                    "connection complete",
+                    self,
+                    "bytes_sent" = sent,
+                    "bytes_recv" = received,
+                    "duration" = duration,
+                    "error" = error
+                );
+            }
+        }
+    }
+}
+
+impl OpenRecord {
+    /// Where the bytes are counted.
+    pub(crate) fn transfer(&self) -> &Transfer {
+        &self.record.transfer
+    }
+
+    /// Reports the end.
+    pub(crate) fn finish(mut self, result: Result<(), ConnectionError>) {
+        self.finished = true;
+        self.record.close(result.as_ref().copied());
+    }
+}
+
+impl Drop for OpenRecord {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.record.close(Err(&ConnectionError::Drained));
+        }
+    }
+}
+
+/// Reports a connection that was refused before it was known where it goes.
+pub(crate) fn deny_early(
+    source: SocketAddr,
+    destination: SocketAddr,
+    direction: Direction,
+    error: &(dyn std::error::Error + 'static),
+) {
+    tracing::event!(
+        target: "access",
+        tracing::Level::WARN,
+        "src.addr" = display(source),
+        "dst.addr" = display(destination),
+        "direction" = direction.as_str(),
+        "error" = with_causes(error),
+        "connection failed"
+    );
+}

@@ -1,0 +1,141 @@
+//! Starting and stopping the proxy of one pod, from the control thread.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use redirect::Netns;
+use redirect::socket::{ConnectOptions, DEFAULT_BACKLOG, ListenError, ListenOptions, Listening, listen};
+use tokio::sync::oneshot;
+
+use super::accept::{self, KeepSource, Listener};
+use super::pod::{LocalPod, Pod, PodInstance, Stop};
+use crate::config::{Families, SocketConfig, WorkloadName};
+use crate::worker::WorkerHandle;
+
+/// The running proxy of one pod. It runs until it is stopped, also when this value is dropped.
+#[derive(Debug)]
+pub(crate) struct RunningPod {
+    pod: Arc<Pod>,
+    workers: Arc<[WorkerHandle]>,
+    /// The worker that accepts the pod's connections.
+    home: usize,
+}
+
+/// The sockets of a pod's proxy, bound and not yet served.
+#[derive(Debug)]
+pub(crate) struct BoundPod {
+    pod: Arc<Pod>,
+    listeners: Vec<(Listener, Listening)>,
+}
+
+impl BoundPod {
+    /// Binds all listeners of the pod, in its namespace. All or nothing: the first failure releases the others.
+    pub(crate) fn bind(
+        workload: WorkloadName,
+        netns: Option<Netns>,
+        sockets: &SocketConfig,
+    ) -> Result<Self, ListenError> {
+        let listen_options = ListenOptions {
+            // In a pod of its own namespace, a listener's mark would only confuse the rules of others.
+            mark: sockets.mark.filter(|_| netns.is_some()),
+            port_sharing: sockets.sharing,
+            transparent: sockets.transparency,
+            keepalive: sockets.keepalive,
+            user_timeout: sockets.user_timeout,
+            backlog: DEFAULT_BACKLOG,
+        };
+        let wildcard: IpAddr = match sockets.families {
+            Families::Both => Ipv6Addr::UNSPECIFIED.into(),
+            Families::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        let listeners = Listener::ALL
+            .into_iter()
+            .map(|listener| {
+                let address = SocketAddr::new(wildcard, listener.port());
+                let listening = listen(netns.as_ref(), address, &listen_options)?;
+                tracing::info!(
+                    %address,
+                    component = listener.component(),
+                    transparent = listening.transparent,
+                    "listener established"
+                );
+                Ok((listener, listening))
+            })
+            .collect::<Result<_, ListenError>>()?;
+        let connect = ConnectOptions {
+            mark: sockets.mark,
+            keepalive: sockets.keepalive,
+            user_timeout: sockets.user_timeout,
+            ..ConnectOptions::default()
+        };
+        let pod = Pod { instance: PodInstance::next(), workload, netns, connect };
+        Ok(Self { pod: Arc::new(pod), listeners })
+    }
+
+    /// Starts to accept connections.
+    pub(crate) async fn serve(self, workers: &Arc<[WorkerHandle]>) -> RunningPod {
+        static NEXT_HOME: AtomicUsize = AtomicUsize::new(0);
+        let Self { pod, listeners } = self;
+        // Every worker knows the pod before the first connection can be given to it: queues keep their order.
+        for worker in workers.iter() {
+            let pod = pod.clone();
+            worker.run(move |worker| worker.add_pod(pod.instance, LocalPod::new(worker, pod))).await;
+        }
+        let home = NEXT_HOME.fetch_add(1, Ordering::Relaxed) % workers.len();
+        let instance = pod.instance;
+        let accepting = workers[home].run(move |worker| {
+            let Some(pod) = worker.pod(instance) else { return };
+            for (listener, Listening { listener: socket, transparent }) in listeners {
+                let keep_source = if transparent { KeepSource::Yes } else { KeepSource::No };
+                pod.spawn_listener(accept::listen(pod.clone(), listener, socket, keep_source));
+            }
+        });
+        accepting.await;
+        RunningPod { pod, workers: workers.clone(), home }
+    }
+}
+
+impl RunningPod {
+    /// Closes the listeners, then ends the connections. Returns when nothing of the pod is left.
+    pub(crate) async fn stop(self, stop: Stop) {
+        let instance = self.pod.instance;
+        let (closed, listeners) = oneshot::channel();
+        let closing = self.workers[self.home].run(move |worker| {
+            let Some(pod) = worker.pod(instance) else { return };
+            tokio::task::spawn_local(async move {
+                pod.close_listeners().await;
+                let _ = closed.send(());
+            });
+        });
+        closing.await;
+        drop(listeners.await);
+        let mut ends = Vec::with_capacity(self.workers.len());
+        for worker in self.workers.iter() {
+            let (ended, end) = oneshot::channel::<()>();
+            let stopping = worker.run(move |worker| {
+                let Some(pod) = worker.remove_pod(instance) else { return };
+                tokio::task::spawn_local(async move {
+                    pod.stop(stop).await;
+                    drop(ended);
+                });
+            });
+            stopping.await;
+            ends.push(end);
+        }
+        for end in ends {
+            // Resolves, as an error, when the worker drops its side.
+            drop(end.await);
+        }
+    }
+}
+
+impl Listener {
+    fn component(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Tunnel => "inbound",
+            Self::Plaintext => "inbound plaintext",
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Stage 4: the byte stream that a connection goes on in.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use hbone::{ConnectRequest, HandshakeError, HboneStream, PoolError, Tunnel};
+use identity::{CertificateError, ExpectedPeers, SpiffeId, unnamed_server};
+use redirect::socket::{ConnectError, ConnectFailure, connect};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+
+use super::authorize::Permit;
+use super::error::{ConnectionError, ResponseFlag, os_error};
+use super::pod::LocalPod;
+
+/// How long TLS and HTTP/2 may take to come up, once TCP has.
+pub(crate) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long an open tunnel's peer may take to answer a CONNECT: its own connect limit, and some.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
+
+/// What two connections of a pod must have in common to share a tunnel. Pools belong to one pod on one worker, so the
+/// namespace and the source address are the same anyway.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct TunnelKey {
+    /// Whom the tunnel speaks for.
+    pub(crate) source: SpiffeId,
+    /// Who may answer.
+    pub(crate) expected: ExpectedPeers,
+    /// Where it leads.
+    pub(crate) peer: SocketAddr,
+}
+
+/// Why there is no tunnel.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// We have no certificate to show.
+    #[error("identity error")]
+    Identity(#[source] Rc<CertificateError>),
+    /// The peer's node did not answer at all.
+    #[error("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008")]
+    TimedOut(#[source] Rc<ConnectError>),
+    /// The peer could not be reached.
+    #[error("io error")]
+    Connect(#[source] Rc<io::Error>),
+    /// The peer could not be authenticated, or did not accept us.
+    #[error("io error")]
+    Tls(#[source] Rc<io::Error>),
+    /// The peer does not speak HTTP/2.
+    #[error("http2 handshake failed")]
+    Http2(#[source] Rc<HandshakeError>),
+    /// The pool is closing, or no tunnel had room in time.
+    #[error("no tunnel became available")]
+    Unavailable,
+}
+
+impl DialError {
+    pub(crate) fn flag(&self) -> ResponseFlag {
+        match self {
+            Self::Identity(_) => ResponseFlag::Identity,
+            Self::TimedOut(_) => ResponseFlag::NetworkPolicy,
+            Self::Connect(_) | Self::Unavailable => ResponseFlag::Connect,
+            Self::Tls(_) => ResponseFlag::Tls,
+            Self::Http2(_) => ResponseFlag::Http2,
+        }
+    }
+}
+
+/// Opens a stream for a client's connection, in a tunnel that the pod's connections share.
+pub(crate) async fn open_stream(
+    pod: &Rc<LocalPod>,
+    key: TunnelKey,
+    request: &ConnectRequest,
+) -> Result<HboneStream, ConnectionError> {
+    let deadline = Instant::now() + pod.pod.connect.timeout + HANDSHAKE_DEADLINE + ANSWER_DEADLINE;
+    let dial = {
+        let (pod, key) = (pod.clone(), key.clone());
+        async move || dial(&pod, &key).await
+    };
+    match pod.pool.connect(&key, request, deadline, dial).await {
+        Ok(connected) => Ok(connected.stream),
+        Err(PoolError::Dial(error)) => Err(error.into()),
+        Err(PoolError::Connect(hbone::ConnectError::Refused(status))) => {
+            Err(ConnectionError::Refused(status))
+        }
+        Err(PoolError::Connect(error)) => Err(ConnectionError::Stream(error)),
+        Err(PoolError::Deadline | PoolError::Drained) => Err(DialError::Unavailable.into()),
+    }
+}
+
+/// TCP, TLS and HTTP/2 to the peer.
+async fn dial(pod: &LocalPod, key: &TunnelKey) -> Result<Tunnel, DialError> {
+    let certificates = &pod.worker.shared().certificates;
+    let certificate = timeout_at(Instant::now() + HANDSHAKE_DEADLINE, certificates.certificate(&key.source))
+        .await
+        .unwrap_or(Err(CertificateError::Closed))
+        .map_err(|error| DialError::Identity(Rc::new(error)))?;
+    let tcp =
+        connect(pod.pod.netns.as_ref(), None, key.peer, &pod.pod.connect).await.map_err(
+            |error| match error.reason {
+                ConnectFailure::TimedOut => DialError::TimedOut(Rc::new(error)),
+                _ => DialError::Connect(Rc::new(os_error(error))),
+            },
+        )?;
+    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    let tls = TlsConnector::from(certificate.client_config(&key.expected)).connect(unnamed_server(), tcp);
+    let tls = timeout_at(deadline, tls)
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake timed out")))
+        .map_err(|error| DialError::Tls(Rc::new(error)))?;
+    let (tunnel, driver) = Tunnel::handshake(tls, &pod.config().client, deadline)
+        .await
+        .map_err(|error| DialError::Http2(Rc::new(error)))?;
+    let peer = key.peer;
+    pod.spawn_driver(async move {
+        match driver.await {
+            Ok(()) => tracing::debug!(%peer, "tunnel closed"),
+            Err(error) => {
+                tracing::debug!(%peer, error = crate::telemetry::with_causes(&error), "tunnel failed")
+            }
+        }
+    });
+    Ok(tunnel)
+}
+
+/// Connects to the application that a policy has permitted the client to reach.
+pub(crate) async fn connect_application(
+    pod: &LocalPod,
+    _permit: &Permit,
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+) -> Result<TcpStream, ConnectionError> {
+    connect(pod.pod.netns.as_ref(), source, destination, &pod.pod.connect)
+        .await
+        .map_err(|error| ConnectionError::Application(os_error(error)))
+}

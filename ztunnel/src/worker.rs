@@ -1,0 +1,190 @@
+//! Data-plane threads.
+//!
+//! Each worker is one thread with its own single-threaded runtime. A connection is given to a worker when it is
+//! accepted and never leaves it: its sockets, its tunnel, the pool it uses and both copy directions live there, so no
+//! byte crosses a thread, takes a lock or wakes another core. What crosses is the accepted socket, once.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc;
+
+use crate::proxy::{LocalPod, PodInstance};
+use crate::state::MeshState;
+use crate::state::route::RouteConfig;
+
+/// What is the same for every connection of the process.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The configuration.
+    pub(crate) config: Arc<crate::config::Config>,
+    /// What the mesh looks like now.
+    pub(crate) mesh: MeshState,
+    /// What routing knows of this proxy.
+    pub(crate) routing: RouteConfig,
+    /// Our pods' certificates.
+    pub(crate) certificates: identity::CertificateStore,
+}
+
+/// Something to do on a worker's thread.
+type Job = Box<dyn FnOnce(&Rc<Worker>) + Send>;
+
+/// Connections that may wait for one worker to take them. A worker that is this far behind gets no more.
+const QUEUED_JOBS: usize = 1024;
+
+/// One worker as other threads see it.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerHandle {
+    index: usize,
+    jobs: mpsc::Sender<Job>,
+    load: Arc<AtomicUsize>,
+}
+
+impl WorkerHandle {
+    /// Runs `job` on the worker, waiting for room in its queue. The job is lost when the worker has ended.
+    pub(crate) async fn run(&self, job: impl FnOnce(&Rc<Worker>) + Send + 'static) {
+        // A worker ends only with the process; nobody is left to care about the job then.
+        drop(self.jobs.send(Box::new(job)).await);
+    }
+
+    /// A place in the worker's queue, if there is one.
+    pub(crate) fn reserve(&self) -> Option<Slot<'_>> {
+        self.jobs.try_reserve().ok().map(Slot)
+    }
+
+    fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+}
+
+/// A place in a worker's queue.
+pub(crate) struct Slot<'a>(mpsc::Permit<'a, Job>);
+
+impl Slot<'_> {
+    /// Runs `job` on the worker.
+    pub(crate) fn run(self, job: impl FnOnce(&Rc<Worker>) + Send + 'static) {
+        self.0.send(Box::new(job));
+    }
+}
+
+/// One worker as its own thread sees it.
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+    /// All workers, this one included.
+    all: Arc<[WorkerHandle]>,
+    index: usize,
+    pods: RefCell<HashMap<PodInstance, Rc<LocalPod>>>,
+    rng: Cell<fastrand::Rng>,
+}
+
+impl Worker {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The worker with the fewest connections. This one when it is among them: staying saves waking another thread.
+    pub(crate) fn least_loaded(&self) -> Option<&WorkerHandle> {
+        let here = self.all[self.index].load();
+        self.all
+            .iter()
+            .min_by_key(|worker| worker.load())
+            .filter(|worker| worker.index != self.index && worker.load() < here)
+    }
+
+    /// Counts a connection for as long as the guard lives.
+    pub(crate) fn occupy(&self) -> Occupied {
+        let load = self.all[self.index].load.clone();
+        load.fetch_add(1, Ordering::Relaxed);
+        Occupied { load }
+    }
+
+    pub(crate) fn pod(&self, instance: PodInstance) -> Option<Rc<LocalPod>> {
+        self.pods.borrow().get(&instance).cloned()
+    }
+
+    pub(crate) fn add_pod(&self, instance: PodInstance, pod: Rc<LocalPod>) {
+        self.pods.borrow_mut().insert(instance, pod);
+    }
+
+    pub(crate) fn remove_pod(&self, instance: PodInstance) -> Option<Rc<LocalPod>> {
+        self.pods.borrow_mut().remove(&instance)
+    }
+
+    /// This thread's source of randomness, for choices that need no secrecy.
+    pub(crate) fn rng(&self) -> fastrand::Rng {
+        let mut rng = self.rng.replace(fastrand::Rng::with_seed(0));
+        let fork = rng.fork();
+        self.rng.set(rng);
+        fork
+    }
+}
+
+/// A connection's share of its worker's load.
+#[derive(Debug)]
+pub(crate) struct Occupied {
+    load: Arc<AtomicUsize>,
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.load.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The data-plane threads. They end when this is dropped and their connections are gone or cut.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    handles: Arc<[WorkerHandle]>,
+    _threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts `count` threads, named `ztunnel-0` and so on.
+    pub(crate) fn start(count: usize, shared: &Arc<Shared>) -> io::Result<Self> {
+        let (handles, queues): (Vec<_>, Vec<_>) = (0..count)
+            .map(|index| {
+                let (jobs, queue) = mpsc::channel(QUEUED_JOBS);
+                (WorkerHandle { index, jobs, load: Arc::default() }, queue)
+            })
+            .unzip();
+        let handles: Arc<[WorkerHandle]> = handles.into();
+        let threads = queues
+            .into_iter()
+            .enumerate()
+            .map(|(index, queue)| {
+                let (shared, all) = (shared.clone(), handles.clone());
+                let runtime =
+                    || Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+                std::thread::Builder::new().name(format!("ztunnel-{index}")).spawn(move || match runtime() {
+                    Ok(runtime) => runtime.block_on(run(shared, all, index, queue)),
+                    Err(error) => tracing::error!(index, %error, "cannot start a data-plane thread"),
+                })
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok(Self { handles, _threads: threads })
+    }
+
+    /// All workers.
+    pub(crate) fn handles(&self) -> &Arc<[WorkerHandle]> {
+        &self.handles
+    }
+}
+
+async fn run(shared: Arc<Shared>, all: Arc<[WorkerHandle]>, index: usize, mut queue: mpsc::Receiver<Job>) {
+    let worker = Rc::new(Worker {
+        shared,
+        all,
+        index,
+        pods: RefCell::default(),
+        rng: Cell::new(fastrand::Rng::new()),
+    });
+    while let Some(job) = queue.recv().await {
+        job(&worker);
+    }
+}

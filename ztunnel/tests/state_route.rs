@@ -1,8 +1,10 @@
 //! Where connections go: every case as a small mesh in a static file, an address that is dialled, and the outcome.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use fastrand::Rng;
+use ztunnel::state::model::{NamespacedHostname, NetworkAddress, Service, Workload};
 use ztunnel::state::route::{Hop, Route, RouteAuthority, RouteConfig, RouteError, Target, route};
 use ztunnel::state::{Mesh, StaticConfig};
 
@@ -150,52 +152,34 @@ fn an_endpoint_on_another_network_is_reached_through_its_gateway_by_hostname() {
 }
 
 #[test]
-fn a_workload_on_another_network_cannot_be_addressed_without_a_service() {
-    let mesh = mesh(
-        r#"
-workloads:
-- {uid: far, namespace: ns, network: remote, workloadIps: ["10.0.0.1"], services: {}}
-- {uid: odd, namespace: ns, network: remote, workloadIps: ["10.0.0.2"], services: {}}
-"#,
-    );
-    // On our own network nobody has the address.
-    assert_eq!(outcome(&mesh, "10.0.0.1:80"), "tcp 10.0.0.1:80");
-    let source = ztunnel::state::model::Workload {
-        network: "other".into(),
-        ..Clone::clone(&**mesh.workload("source").unwrap())
-    };
-    let mut far_mesh = mesh.clone();
-    far_mesh.upsert_workload(std::sync::Arc::new(ztunnel::state::model::Workload {
-        uid: "vip-owner".into(),
-        services: [(
-            ztunnel::state::model::NamespacedHostname {
-                namespace: "ns".into(),
-                hostname: "odd.example.com".into(),
-            },
-            [(80, 80)].into_iter().collect(),
-        )]
-        .into(),
+fn an_endpoint_on_another_network_that_was_not_dialled_as_a_service_is_refused() {
+    // A service on the source's network, which is not the one the proxy is configured for.
+    let mut mesh = mesh("{}");
+    let host = NamespacedHostname { namespace: "ns".into(), hostname: "odd.example.com".into() };
+    mesh.upsert_workload(Arc::new(Workload {
+        uid: "endpoint".into(),
         addresses: ["10.0.0.9".parse::<IpAddr>().unwrap()].into(),
-        ..Default::default()
+        services: [(host.clone(), [(80, 80)].into_iter().collect())].into(),
+        ..Workload::default()
     }));
-    far_mesh.upsert_service(std::sync::Arc::new(ztunnel::state::model::Service {
-        host: ztunnel::state::model::NamespacedHostname {
-            namespace: "ns".into(),
-            hostname: "odd.example.com".into(),
-        },
-        vips: [ztunnel::state::model::NetworkAddress {
-            network: "other".into(),
-            address: "10.9.9.9".parse().unwrap(),
-        }]
-        .into(),
+    mesh.upsert_service(Arc::new(Service {
+        host,
+        vips: [NetworkAddress { network: "other".into(), address: "10.9.9.9".parse().unwrap() }].into(),
         ports: [(80, 80)].into_iter().collect(),
-        ..Default::default()
+        ..Service::default()
     }));
-    // The service is on the source's network, not on the proxy's: found as endpoint only.
+    let source = Workload { network: "other".into(), ..Workload::clone(mesh.workload("source").unwrap()) };
     let to = "10.9.9.9:80".parse().unwrap();
-    let result =
-        route(&far_mesh, &config(), &source, "127.0.0.1".parse().unwrap(), to, &mut Rng::with_seed(1));
+    let result = route(&mesh, &config(), &source, "127.0.0.1".parse().unwrap(), to, &mut Rng::with_seed(1));
     assert_eq!(result, Err(RouteError::NoService(to)));
+}
+
+#[test]
+fn a_pod_address_of_another_network_is_nobodys_here() {
+    let mesh = mesh(
+        "workloads: [{uid: far, namespace: ns, network: remote, workloadIps: [10.0.0.1], services: {}}]",
+    );
+    assert_eq!(outcome(&mesh, "10.0.0.1:80"), "tcp 10.0.0.1:80");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What peers of a local workload's HBONE port may ask for, and where they get to.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 use std::net::{IpAddr, SocketAddr};
 
 use ztunnel::state::inbound::{Authority, InboundError, NextHop, next_hop, validate_authority};

@@ -1,5 +1,7 @@
 //! A mesh as a whole: resources in any order, lookups across kinds, removal by resource name.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 use std::sync::Arc;
 
 use ztunnel::state::model::{

@@ -1,5 +1,7 @@
 //! Where connections go: every case as a small mesh in a static file, an address that is dialled, and the outcome.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 

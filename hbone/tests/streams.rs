@@ -411,6 +411,32 @@ fn a_dozen_unread_streams_do_not_stop_another_on_the_same_tunnel() {
 }
 
 #[test]
+fn a_dozen_unread_downloads_do_not_stop_another_on_the_same_tunnel() {
+    run(async {
+        let (tunnel, server) = pair().await;
+        serve(server, |incoming| async move {
+            let port = incoming.authority().unwrap().port();
+            let HboneStream { mut send, .. } = incoming.accept(None).unwrap();
+            if port == 80 {
+                send.send(pattern(8 * MIB, 80)).await.unwrap();
+                return send.finish();
+            }
+            while send.send(Bytes::from_static(&[0; 64 * KIB])).await.is_ok() {}
+        });
+        let mut unread = Vec::new();
+        for port in 1..=12 {
+            let target = request(&format!("10.0.0.1:{port}"));
+            unread.push(tunnel.connect(&target, soon()).await.unwrap().stream);
+        }
+        for _ in 0..50 {
+            settle().await;
+        }
+        let mut stream = tunnel.connect(&request("10.0.0.1:80"), soon()).await.unwrap().stream;
+        assert!(read_all(&mut stream.recv).await.unwrap() == pattern(8 * MIB, 80));
+    });
+}
+
+#[test]
 fn a_stream_carries_another_tunnel() {
     run(async {
         let (outer_near, outer_far) = connected().await;

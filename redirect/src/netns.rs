@@ -117,13 +117,14 @@ impl Netns {
     }
 
     /// Runs `work` inside the namespace, on the calling thread, and returns to where the thread was. Costs two
-    /// system calls.
+    /// system calls; the first time on each thread a few more, to find the way back and make sure of it.
     ///
     /// The thread also returns when `work` panics. Calls may be nested: the inner one returns to the outer
     /// namespace. A thread whose namespace is changed by other means must not use this.
     ///
     /// # Errors
-    /// The namespace cannot be entered (`EPERM` without `CAP_SYS_ADMIN`); `work` has then not run.
+    /// The namespace cannot be entered, or the thread could not return (`EPERM` without `CAP_SYS_ADMIN`); `work` has
+    /// then not run.
     ///
     /// # Aborts
     /// The process, if the thread cannot return: every later socket of this thread would belong to somebody else's
@@ -195,7 +196,13 @@ impl Visit {
     fn begin(destination: &Netns) -> io::Result<Visit> {
         let origin = match HERE.take() {
             Some(here) => here,
-            None => Netns::current().map_err(io::Error::other)?,
+            None => {
+                let here = Netns::current().map_err(io::Error::other)?;
+                // Never leave without knowing that there is a way back: a process in a user namespace of its own may
+                // enter what belongs to that, but not the namespace it was started in.
+                setns(&here, CloneFlags::CLONE_NEWNET)?;
+                here
+            }
         };
         let entered = setns(destination, CloneFlags::CLONE_NEWNET);
         if let Err(errno) = entered {

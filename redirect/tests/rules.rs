@@ -18,8 +18,8 @@ use redirect::rules::{
     check, remove,
 };
 use redirect::socket::{
-    ConnectOptions, ListenOptions, OriginalDestination, PortSharing, Transparency, bind_udp, connect, listen,
-    original_destination,
+    ConnectError, ConnectOptions, ListenOptions, OriginalDestination, PortSharing, Transparency, bind_udp,
+    connect, listen, original_destination,
 };
 use socket2::SockRef;
 
@@ -383,21 +383,23 @@ fn the_proxy_reaches_the_application_in_the_clients_name(choice: BackendChoice) 
     let lab = lab!();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let application = serve(&lab.pod, 8080);
-    let options = ConnectOptions { mark: Some(MARK), timeout: BRIEFLY, ..ConnectOptions::default() };
-    let connect_as = |source, destination| {
-        let connecting = connect(Some(&lab.pod), Some(source), SocketAddr::new(destination, 8080), &options);
-        let stream = runtime.block_on(connecting)?.into_std().unwrap();
+    let connect_as = |source, destination, timeout| {
+        let options = ConnectOptions { mark: Some(MARK), timeout, ..ConnectOptions::default() };
+        let destination = SocketAddr::new(destination, 8080);
+        let connected = runtime.block_on(connect(Some(&lab.pod), Some(source), destination, &options))?;
+        let stream = connected.into_std().unwrap();
         stream.set_nonblocking(false).unwrap();
-        Ok::<_, redirect::socket::ConnectError>(stream)
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Ok::<_, ConnectError>(stream)
     };
     for (client, pod) in CLIENT.into_iter().zip(POD) {
         // Without the rules the application's answer goes to the client, who refuses it.
-        assert!(connect_as(client, pod).is_err());
+        assert!(connect_as(client, pod, BRIEFLY).is_err());
     }
     apply(&lab.pod, &PodRules::default(), backend(choice)).unwrap();
     while accept(&application, BRIEFLY).is_some() {}
     for (client, pod) in CLIENT.into_iter().zip(POD) {
-        let stream = connect_as(client, pod).unwrap();
+        let stream = connect_as(client, pod, PATIENCE).unwrap();
         let (accepted, peer) = accept(&application, PATIENCE).unwrap();
         assert_eq!(peer.ip(), client);
         assert_connected(&stream, &accepted);
@@ -439,7 +441,7 @@ fn a_former_connection_opens_no_way_past_the_proxy(choice: BackendChoice) {
     let mut former = Vec::new();
     for (port, (client, pod)) in (40000..).zip(CLIENT.into_iter().zip(POD)) {
         let (source, destination) = (SocketAddr::new(client, port), SocketAddr::new(pod, 8080));
-        let dial = Dial { source: Some(source), patience: Some(BRIEFLY), ..Dial::default() };
+        let dial = Dial { source: Some(source), ..Dial::default() };
         let stream = dial.to(&lab.client, destination).unwrap();
         former.push((dial, destination, stream, accept(&application, PATIENCE).unwrap().0));
     }
@@ -451,7 +453,7 @@ fn a_former_connection_opens_no_way_past_the_proxy(choice: BackendChoice) {
         drop(accepted);
         assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
         drop(stream);
-        let again = dial.to(&pod.lab.client, destination);
+        let again = Dial { patience: Some(BRIEFLY), ..dial }.to(&pod.lab.client, destination);
         assert!(accept(&application, BRIEFLY).is_none(), "the application was reached past the proxy");
         assert_eq!(again.unwrap_err().kind(), ErrorKind::TimedOut);
         // Once the former connection is forgotten, the same addresses and ports are a connection like any other.

@@ -318,10 +318,15 @@ fn without_capabilities() {
 
 #[test]
 fn without_a_namespace_sockets_are_the_threads_own() {
-    let options = ListenOptions::default();
-    let listening = listen(None, "127.0.0.1:0".parse().unwrap(), &options).unwrap();
-    let address = listening.listener.local_addr().unwrap();
-    let client = TcpStream::connect(address).unwrap();
+    let Some(here) = namespace() else { return };
+    let (listening, client) = here
+        .run(|| {
+            let any_port = SocketAddr::new(lab::LOOPBACK[0], 0);
+            let listening = listen(None, any_port, &ListenOptions::default()).unwrap();
+            let client = TcpStream::connect(listening.listener.local_addr().unwrap()).unwrap();
+            (listening, client)
+        })
+        .unwrap();
     let (accepted, peer) = accept(&listening.listener, lab::PATIENCE).unwrap();
     assert_eq!(peer, canonical(client.local_addr().unwrap()));
     assert_connected(&client, &accepted);

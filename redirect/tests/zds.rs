@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use redirect::Netns;
 use redirect::zds::server::{Listener, Peer, PeerError};
-use redirect::zds::{Connection, Recovery, Request, RequestMessage, WorkloadInfo, ZdsError};
+use redirect::zds::{Connection, Recovery, Request, RequestMessage, WorkloadInfo, ZdsError, decode_request};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -299,4 +299,24 @@ async fn an_add_without_its_namespace_is_refused() {
     };
     let (outcome, ()) = tokio::join!(agent.request(&message, None), exchange);
     assert!(matches!(outcome, Err(PeerError::Refused(_))));
+}
+
+/// The inputs that fuzzing starts from (`fuzz/`), and a flipped bit at every place of each.
+#[test]
+fn the_fuzzing_corpus_is_read_without_a_panic() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/zds_request");
+    let files: Vec<_> = std::fs::read_dir(corpus).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(files.len() >= 10, "the corpus is missing");
+    for file in files {
+        let packet = std::fs::read(&file).unwrap();
+        let decoded = decode_request(&packet);
+        if file.ends_with("add-real") {
+            assert!(matches!(decoded, Ok(RequestMessage::Add { workload: Some(_), .. })), "{decoded:?}");
+        }
+        for bit in 0..packet.len() * 8 {
+            let mut flipped = packet.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let _ = decode_request(&flipped);
+        }
+    }
 }

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::builder::styling::Style;
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use redirect::rules::{BackendChoice, InterfaceName};
 
 use crate::config::settings;
 
@@ -56,9 +57,14 @@ pub struct RulesArguments {
     /// Network namespace of the pod, such as /var/run/netns/NAME or /proc/PID/ns/net
     #[arg(long, value_name = "PATH")]
     pub netns: PathBuf,
-    /// Which packet filter to use
-    #[arg(long, value_enum, default_value_t = Backend::Auto)]
-    pub backend: Backend,
+    /// Which packet filter to use [default: auto, which is nftables where it works]
+    #[arg(
+        long,
+        value_name = "auto|nftables|iptables|iptables-nft|iptables-legacy",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub backend: BackendChoice,
     /// Redirect DNS to the proxy too
     #[arg(long)]
     pub dns_capture: bool,
@@ -67,21 +73,10 @@ pub struct RulesArguments {
     pub bypass_inbound: bool,
     /// Interface inside the pod, such as a VM's, whose traffic counts as outbound; repeatable
     #[arg(long = "virtual-interface", value_name = "NAME")]
-    pub virtual_interfaces: Vec<String>,
+    pub virtual_interfaces: Vec<InterfaceName>,
     /// Leave IPv6 alone
     #[arg(long)]
     pub no_ipv6: bool,
-}
-
-/// Which packet filter holds the rules.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum Backend {
-    /// nftables where it works, else iptables
-    Auto,
-    /// iptables and ip6tables
-    Iptables,
-    /// nft
-    Nftables,
 }
 
 impl Cli {

@@ -14,7 +14,7 @@ pub mod pods;
 pub mod policy;
 pub mod proxy;
 pub mod readiness;
-// pub mod rules;
+pub mod rules;
 pub mod shutdown;
 pub mod state;
 pub mod telemetry;

@@ -3,10 +3,10 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use ztunnel::app;
 use ztunnel::cli::{Cli, Command};
 use ztunnel::config::{Config, ProcessEnvironment};
 use ztunnel::telemetry::{self, with_causes};
+use ztunnel::{app, rules};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     };
     match cli.command.unwrap_or(Command::Proxy { names: Vec::new() }) {
         Command::Proxy { .. } => proxy(),
-        Command::Rules { .. } => ExitCode::FAILURE,
+        Command::Rules { action } => rules::run(&action),
         Command::Version => {
             drop(writeln!(std::io::stdout(), "{}", env!("CARGO_PKG_VERSION")));
             ExitCode::SUCCESS

@@ -10,7 +10,8 @@ use std::net::IpAddr;
 use super::RulesError;
 use super::command::{CommandError, run};
 use super::listing::Listing;
-use super::plan::{Chain, Family, Match, PodRules, Rule, Table, Verdict};
+use super::plan::{Chain, Match, Rule, Table, Verdict};
+use super::pod::{Family, PodRules};
 use crate::netns::Netns;
 
 /// Which flavour of iptables to run, per family.

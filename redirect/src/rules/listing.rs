@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::plan::{Family, RuleId};
+use super::plan::RuleId;
+use super::pod::Family;
 
 /// Rules by the chain they stand in, in order, spelt as the program spells them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

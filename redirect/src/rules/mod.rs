@@ -18,6 +18,7 @@ mod listing;
 mod netlink;
 mod nftables;
 mod plan;
+mod pod;
 mod routing;
 
 use std::fmt;
@@ -26,9 +27,9 @@ use std::str::FromStr;
 pub use command::CommandError;
 pub use iptables::{Programs, Variant};
 pub use listing::Difference;
-pub use plan::{
+pub use plan::RuleId;
+pub use pod::{
     DnsCapture, Family, InboundCapture, InterfaceName, InvalidInterfaceName, Ipv6Capture, Mark, PodRules,
-    RuleId,
 };
 pub use routing::RoutingError;
 

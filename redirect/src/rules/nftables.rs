@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use super::RulesError;
 use super::command::run;
 use super::listing::Listing;
-use super::plan::{Chain, Family, InterfaceName, Match, PodRules, Rule, Table, Verdict};
+use super::plan::{Chain, Match, Rule, Table, Verdict};
+use super::pod::{Family, InterfaceName, PodRules};
 use crate::netns::Netns;
 
 const TABLES: [Table; 3] = [Table::Mangle, Table::Nat, Table::Raw];

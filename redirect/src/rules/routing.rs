@@ -8,7 +8,7 @@ use std::io;
 
 use super::listing::Difference;
 use super::netlink::{Message, Netlink};
-use super::plan::{Family, PodRules};
+use super::pod::{Family, PodRules};
 use crate::netns::{Netns, NetnsError};
 
 /// The routing table of replies to the proxy, as Istio's agent numbers it.

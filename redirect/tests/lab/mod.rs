@@ -1,6 +1,7 @@
 //! Pods and their neighbours out of network namespaces.
 //!
-//! Needs root, or the root of a user namespace: `unshare --map-root-user cargo test -p redirect`.
+//! Needs root, or the root of a user namespace: `unshare --map-root-user --net cargo test -p redirect`. There, set
+//! `XTABLES_LOCKFILE` to a file that can be written: the usual one of iptables-legacy cannot.
 #![allow(dead_code, reason = "every test program uses its own part")]
 #![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 
@@ -55,7 +56,7 @@ pub(crate) fn namespace() -> Option<Netns> {
             let possible = Command::new("unshare").args(["--map-root-user", "--net", "true"]).status();
             assert!(
                 !possible.is_ok_and(|status| status.success()),
-                "network namespaces need root: run the tests under `unshare --map-root-user`"
+                "network namespaces need root: run the tests under `unshare --map-root-user --net`"
             );
             eprintln!("SKIPPED: this machine allows neither root nor user namespaces");
             None

@@ -8,7 +8,6 @@ use std::time::Instant;
 use hbone::{Authority, AuthorityError, HandshakeError, IncomingConnect, Refusal, Server};
 use identity::{CertificateError, PeerIdentityError, SpiffeId, peer_identity};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -20,8 +19,9 @@ use super::copy::{self, Transfer};
 use super::error::ConnectionError;
 use super::pod::LocalPod;
 use super::proxy_protocol;
+use super::read_ahead::ReadAhead;
 use super::report::{Direction, OpenRecord, Party, Record, deny_early};
-use super::tunnel::{HANDSHAKE_DEADLINE, connect_application};
+use super::tunnel::{HANDSHAKE_DEADLINE, TLS_BUFFER, connect_application};
 use crate::state::Mesh;
 use crate::state::inbound::{self, InboundError, NextHop};
 use crate::state::model::Workload;
@@ -109,7 +109,7 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted) {
 async fn open(
     pod: &LocalPod,
     accepted: Accepted,
-) -> Result<(Tunnel, Server<TlsStream<TcpStream>>), TunnelRefused> {
+) -> Result<(Tunnel, Server<TlsStream<ReadAhead>>), TunnelRefused> {
     let deadline = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
     let workload = classify::local_workload(pod).await?;
     let identity = pod.identity(&workload).map_err(ClassifyError::from)?;
@@ -117,7 +117,11 @@ async fn open(
         .await
         .unwrap_or(Err(CertificateError::Closed))
         .map_err(TunnelRefused::Identity)?;
-    let tls = timeout_at(deadline, TlsAcceptor::from(certificate.server_config()).accept(accepted.stream))
+    let acceptor = TlsAcceptor::from(certificate.server_config());
+    let accepting = acceptor.accept_with(ReadAhead::new(accepted.stream), |session| {
+        session.set_buffer_limit(Some(TLS_BUFFER));
+    });
+    let tls = timeout_at(deadline, accepting)
         .await
         .map_err(|_| TunnelRefused::TlsDeadline)?
         .map_err(TunnelRefused::Tls)?;

@@ -22,6 +22,7 @@ mod outbound;
 mod passthrough;
 mod pod;
 mod proxy_protocol;
+mod read_ahead;
 mod report;
 mod run;
 mod tunnel;

@@ -44,7 +44,11 @@ impl ReadAhead {
 }
 
 impl AsyncRead for ReadAhead {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.ahead.is_none() {
             if out.remaining() >= BUFFER {

@@ -15,9 +15,13 @@ use tokio_rustls::TlsConnector;
 use super::authorize::Permit;
 use super::error::{ConnectionError, ResponseFlag, os_error};
 use super::pod::LocalPod;
+use super::read_ahead::ReadAhead;
 
 /// How long TLS and HTTP/2 may take to come up, once TCP has.
 pub(crate) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What may be encrypted ahead of the kernel's taking it: a frame of the largest size we send, headers and all.
+pub(crate) const TLS_BUFFER: usize = 256 * 1024;
 
 /// How long an open tunnel's peer may take to answer a CONNECT: its own connect limit, and some.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
@@ -52,6 +56,9 @@ pub(crate) enum DialError {
     /// The peer does not speak HTTP/2.
     #[error("http2 handshake failed")]
     Http2(#[source] Rc<HandshakeError>),
+    /// The peer ended the tunnel before it could be used, as it does when it does not accept our certificate.
+    #[error("http2 handshake failed: the peer closed the tunnel at once")]
+    Lost,
     /// The pool is closing, or no tunnel had room in time.
     #[error("no tunnel became available")]
     Unavailable,
@@ -64,7 +71,7 @@ impl DialError {
             Self::TimedOut(_) => ResponseFlag::NetworkPolicy,
             Self::Connect(_) | Self::Unavailable => ResponseFlag::Connect,
             Self::Tls(_) => ResponseFlag::Tls,
-            Self::Http2(_) => ResponseFlag::Http2,
+            Self::Http2(_) | Self::Lost => ResponseFlag::Http2,
         }
     }
 }
@@ -87,6 +94,7 @@ pub(crate) async fn open_stream(
             Err(ConnectionError::Refused(status))
         }
         Err(PoolError::Connect(error)) => Err(ConnectionError::Stream(error)),
+        Err(PoolError::Lost) => Err(DialError::Lost.into()),
         Err(PoolError::Deadline | PoolError::Drained) => Err(DialError::Unavailable.into()),
     }
 }
@@ -106,7 +114,10 @@ async fn dial(pod: &LocalPod, key: &TunnelKey) -> Result<Tunnel, DialError> {
             },
         )?;
     let deadline = Instant::now() + HANDSHAKE_DEADLINE;
-    let tls = TlsConnector::from(certificate.client_config(&key.expected)).connect(unnamed_server(), tcp);
+    let connector = TlsConnector::from(certificate.client_config(&key.expected));
+    let tls = connector.connect_with(unnamed_server(), ReadAhead::new(tcp), |session| {
+        session.set_buffer_limit(Some(TLS_BUFFER));
+    });
     let tls = timeout_at(deadline, tls)
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake timed out")))

@@ -1,0 +1,150 @@
+//! The ways a connection ends.
+
+#![allow(clippy::unwrap_used, reason = "a failure names its line")]
+
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use lab::traffic::{self, Ending, Outcome, Server};
+use lab::{BackendChoice, PATIENCE, Pod, TwoNodes, hello};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+#[test]
+fn a_client_that_has_finished_sending_still_gets_its_answer() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    let counting = Server::start(&scene.server, 8080, traffic::count).unwrap();
+    for pod in [&scene.client, &scene.outsider] {
+        let target = counting.ipv4();
+        let answer = pod.run(async move || {
+            let mut stream = traffic::connect(target).await?;
+            traffic::send(&mut stream, 1, 1 << 20).await?;
+            stream.shutdown().await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok(answer)
+        });
+        assert_eq!(answer.unwrap(), "1048576", "{}", pod.name());
+    }
+}
+
+#[test]
+fn a_server_that_has_finished_sending_still_hears_the_client() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    let (results, at_server) = channel();
+    let server = Server::start(&scene.server, 8080, async move |mut stream, _| {
+        stream.write_all(b"that is all").await?;
+        stream.shutdown().await?;
+        results.send(traffic::receive(&mut stream).await)?;
+        Ok(())
+    })
+    .unwrap();
+    for pod in [&scene.client, &scene.outsider] {
+        let target = server.ipv4();
+        let sent = pod.run(async move || {
+            let mut stream = traffic::connect(target).await?;
+            let mut all = String::new();
+            stream.read_to_string(&mut all).await?;
+            anyhow::ensure!(all == "that is all", "{all}");
+            let sent = traffic::send(&mut stream, 1, 1 << 20).await?;
+            stream.shutdown().await?;
+            Ok(sent)
+        });
+        let received = at_server.recv_timeout(PATIENCE).unwrap().unwrap();
+        assert_eq!(received, sent.unwrap(), "{}", pod.name());
+    }
+}
+
+/// Connects from `pod`, makes one round trip, resets, and says how the server saw the end.
+fn reset_by_client(scene: &TwoNodes, pod: &Pod) -> Ending {
+    let (endings, at_server) = channel();
+    let server = Server::start(&scene.server, 0, async move |mut stream, _| {
+        let mut hello = [0; 5];
+        stream.read_exact(&mut hello).await?;
+        stream.write_all(&hello).await?;
+        endings.send(traffic::ending(&mut stream).await)?;
+        Ok(())
+    })
+    .unwrap();
+    let target = server.ipv4();
+    pod.run(async move || {
+        let mut stream = traffic::connect(target).await?;
+        traffic::round_trip(&mut stream, b"hello").await?;
+        traffic::reset(stream)
+    })
+    .unwrap();
+    at_server.recv_timeout(PATIENCE).unwrap().unwrap()
+}
+
+#[test]
+fn the_server_learns_of_a_client_that_resets() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    // Either is right: a reset may arrive as a close, but it has to arrive.
+    reset_by_client(&scene, &scene.client);
+    reset_by_client(&scene, &scene.outsider);
+}
+
+#[test]
+fn the_client_learns_of_a_server_that_resets() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    let server = Server::start(&scene.server, 8080, async |mut stream, _| {
+        let mut hello = [0; 5];
+        stream.read_exact(&mut hello).await?;
+        stream.write_all(&hello).await?;
+        // Not before the answer has arrived: a reset may overtake it.
+        stream.read_exact(&mut hello).await?;
+        traffic::reset(stream)
+    })
+    .unwrap();
+    for pod in [&scene.client, &scene.outsider] {
+        let target = server.ipv4();
+        pod.run(async move || {
+            let mut stream = traffic::connect(target).await?;
+            traffic::round_trip(&mut stream, b"hello").await?;
+            stream.write_all(b"reset").await?;
+            traffic::ending(&mut stream).await
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_client_that_resets_during_a_blocked_upload_is_let_go_of_at_both_ends() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    let server = Server::start(&scene.server, 8080, async |stream, _| {
+        // Neither reads nor closes.
+        std::future::pending::<()>().await;
+        drop(stream);
+        Ok(())
+    })
+    .unwrap();
+    let target = server.ipv4();
+    scene
+        .client
+        .run(async move || {
+            let mut stream = traffic::connect(target).await?;
+            // Until nothing fits anywhere any more: no progress for a while.
+            while let Ok(sent) = timeout(Duration::from_secs(1), stream.write(&[0; 64 * 1024])).await {
+                sent?;
+            }
+            traffic::reset(stream)
+        })
+        .unwrap();
+    scene.east_ztunnel().unwrap().wait_for_access(|line| line.text("direction") == "outbound").unwrap();
+    scene.west_ztunnel().unwrap().wait_for_access(|line| line.text("direction") == "inbound").unwrap();
+}
+
+#[test]
+fn a_port_nobody_listens_on_ends_the_connection_with_the_reason_in_both_logs() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    assert_eq!(hello(&scene.client, scene.server.at(9999)).unwrap(), Outcome::Cut);
+    let east = scene.east_ztunnel().unwrap().wait_for_access(|_| true).unwrap();
+    assert_eq!(east.text("error"), "http status: 503 Service Unavailable");
+    let west = scene.west_ztunnel().unwrap().wait_for_access(|_| true).unwrap();
+    assert!(west.text("error").starts_with("connection failed: Connection refused"), "{west:?}");
+
+    assert_eq!(hello(&scene.outsider, scene.server.at(9998)).unwrap(), Outcome::Cut);
+    let refused = |line: &lab::AccessLine| line.text("dst.addr").ends_with(":9998");
+    let line = scene.west_ztunnel().unwrap().wait_for_access(refused).unwrap();
+    assert!(line.text("error").starts_with("connection failed: Connection refused"), "{line:?}");
+}

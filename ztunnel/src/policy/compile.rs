@@ -144,7 +144,7 @@ pub struct CompileWarning {
 impl fmt::Display for CompileWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let consequence = match self.action {
-            Action::Allow => "it allows nothing",
+            Action::Allow => "what needs it is not allowed",
             Action::Deny => "it is taken to match every connection",
         };
         write!(f, "policy {}: {}; {consequence}", self.policy, self.fault)

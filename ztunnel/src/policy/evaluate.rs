@@ -226,3 +226,6 @@ impl ServiceAccountMatch {
         identity.service_account() == &*self.service_account && identity.namespace() == &*self.namespace
     }
 }
+
+#[cfg(test)]
+mod tests;

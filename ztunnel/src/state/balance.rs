@@ -156,3 +156,6 @@ fn shares(scope: Scope, client: &Workload, workload: &Workload) -> bool {
         Scope::Network => client.network == workload.network,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,8 @@
 //! What lies on another network is reached through that network's gateway, with one tunnel inside another. Whatever
 //! names a waypoint or gateway that cannot be resolved is refused: nothing ever bypasses a waypoint.
 
+mod upstream;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -17,6 +19,7 @@ use fastrand::Rng;
 use identity::SpiffeId;
 use thiserror::Error;
 
+use self::upstream::{Upstream, no_valid_destination};
 use super::balance::{self, Resolution};
 use super::mesh::{Mesh, Owner};
 use super::model::{BalanceMode, Destination, GatewayAddress, Service, TunnelProtocol, Workload};
@@ -184,21 +187,6 @@ struct Router<'a> {
     source: &'a Workload,
     source_ip: IpAddr,
     destination: SocketAddr,
-}
-
-/// A workload that can take the connection.
-struct Upstream<'a> {
-    workload: &'a Arc<Workload>,
-    /// The service whose endpoint it is.
-    service: Option<&'a Arc<Service>>,
-    port: u16,
-    /// None: only through its network gateway.
-    host: Option<Host>,
-}
-
-enum Host {
-    Ip(IpAddr),
-    Name(Arc<str>, Family),
 }
 
 impl<'a> Router<'a> {
@@ -405,63 +393,9 @@ fn direct(upstream: Upstream<'_>) -> Result<Route, RouteError> {
     }))
 }
 
-impl<'a> Upstream<'a> {
-    /// Selects the address of `workload`: `hint` if it is one of its own; else the first that the service's families
-    /// allow, of the family of `hint` if there is one; else its hostname.
-    fn new(
-        workload: &'a Arc<Workload>,
-        service: Option<&'a Arc<Service>>,
-        port: u16,
-        hint: IpAddr,
-    ) -> Result<Self, RouteError> {
-        let families = service.map(|service| service.ip_families).unwrap_or_default();
-        let allowed = || workload.addresses.iter().copied().filter(|address| families.allows(*address));
-        let own = || workload.addresses.iter().copied().find(|address| *address == hint);
-        let ip = own()
-            .or_else(|| allowed().find(|address| address.is_ipv4() == hint.is_ipv4()))
-            .or_else(|| allowed().next());
-        let host = match ip {
-            Some(ip) => Some(Host::Ip(ip)),
-            None if !workload.hostname.is_empty() => {
-                Some(Host::Name(workload.hostname.clone(), Family::of(hint)))
-            }
-            None if workload.network_gateway.is_some() => None,
-            None => return Err(no_valid_destination(workload)),
-        };
-        Ok(Self { workload, service, port, host })
-    }
-
-    fn target(&self, port: u16) -> Result<Target, RouteError> {
-        match &self.host {
-            // Port 0 stands for a port that only the workload's own network can tell.
-            _ if port == 0 => Err(no_valid_destination(self.workload)),
-            Some(Host::Ip(ip)) => Ok(Target::Address(SocketAddr::new(*ip, port))),
-            Some(Host::Name(hostname, family)) => {
-                Ok(Target::Resolve { hostname: hostname.clone(), port, family: *family })
-            }
-            None => Err(no_valid_destination(self.workload)),
-        }
-    }
-
-    fn identities(&self) -> Arc<[SpiffeId]> {
-        let mut identities: Vec<_> = self.service_identities().chain(self.workload.identity()).collect();
-        identities.sort();
-        identities.dedup();
-        identities.into()
-    }
-
-    fn service_identities(&self) -> impl Iterator<Item = SpiffeId> + '_ {
-        self.service.into_iter().flat_map(|service| service.subject_alt_names.iter().cloned())
-    }
-}
-
 impl Family {
     /// The family of `address`.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
     }
-}
-
-fn no_valid_destination(workload: &Workload) -> RouteError {
-    RouteError::NoValidDestination(workload.uid.clone())
 }

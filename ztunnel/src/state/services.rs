@@ -246,3 +246,6 @@ pub(crate) fn parse_key(resource_name: &str) -> Option<(&str, &str)> {
     let (namespace, hostname) = NamespacedHostname::split(resource_name).ok()?;
     (!hostname.contains('/')).then_some((namespace, hostname))
 }
+
+#[cfg(test)]
+mod tests;

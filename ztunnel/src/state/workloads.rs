@@ -169,3 +169,6 @@ fn hostname_key(workload: &Workload) -> Option<NamespacedHostname> {
 fn account_key(workload: &Workload) -> (Arc<str>, Arc<str>) {
     (workload.namespace.clone(), workload.service_account.clone())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! A mesh described by a file: for tests, for playgrounds, and to add workloads that the control plane does not know.
 //!
 //! The file is YAML (so JSON too) with the lists `workloads`, `services` and `policies`, in the form that Istio's ztunnel
-//! reads from `LOCAL_XDS_PATH`. It is read in two steps: [`schema`] takes the text as given, [`convert`] finds out what it
+//! reads from `LOCAL_XDS_PATH`. It is read in two steps: `schema` takes the text as given, `convert` finds out what it
 //! means. The first step stops at the first fault, the second reports all of them.
 
 mod convert;

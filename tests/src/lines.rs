@@ -51,6 +51,11 @@ impl Lines {
         self.state().lines.clone()
     }
 
+    /// All lines so far, which are then forgotten: for a process that runs long.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().lines)
+    }
+
     /// All lines so far as one text.
     pub fn to_text(&self) -> String {
         self.state().lines.join("\n")
@@ -70,7 +75,9 @@ impl Lines {
         let mut seen = 0;
         let mut state = self.state();
         loop {
-            if let Some(found) = state.lines[seen..].iter().find_map(|line| select(line)) {
+            // Fewer than seen when they have been taken meanwhile.
+            let unseen = state.lines.get(seen..).unwrap_or(&state.lines);
+            if let Some(found) = unseen.iter().find_map(|line| select(line)) {
                 return Ok(found);
             }
             seen = state.lines.len();

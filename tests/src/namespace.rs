@@ -237,6 +237,14 @@ impl<T> Task<T> {
         }
     }
 
+    /// Ends the work and waits, at most [`PATIENCE`], until everything it owned is gone. Not for use by work in the same
+    /// namespace, which would wait for itself.
+    pub fn cancel(self) {
+        drop(self.cancel);
+        // Either the result, which came first, or the news that there will be none.
+        let _ = self.receiver.recv_timeout(PATIENCE);
+    }
+
     /// Whether the result is there. It stays there for [`join`](Self::join).
     pub fn is_finished(&self) -> bool {
         self.cancel.is_closed()

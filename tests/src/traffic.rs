@@ -18,11 +18,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{PATIENCE, Pod, Result, Task};
 
-/// A TCP server in a pod. Dropping it closes its listener and its connections.
+/// A TCP server in a pod. Dropping it closes its listener, whose port is then free, and its connections.
 pub struct Server {
     addresses: [SocketAddr; 2],
     seen: Arc<Seen>,
-    _task: Task<()>,
+    task: Option<Task<()>>,
 }
 
 #[derive(Default)]
@@ -45,7 +45,7 @@ impl Server {
             let seen = Arc::clone(&seen);
             async move || accept(TcpListener::from_std(listener)?, handler, seen).await
         });
-        Ok(Self { addresses: [pod.at(port), pod.at_ipv6(port)], seen, _task: task })
+        Ok(Self { addresses: [pod.at(port), pod.at_ipv6(port)], seen, task: Some(task) })
     }
 
     /// Where it listens.
@@ -71,6 +71,14 @@ impl Server {
     /// How many connections are being handled now.
     pub fn open(&self) -> usize {
         self.seen.open.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.cancel();
+        }
     }
 }
 

@@ -89,14 +89,18 @@ fn an_outsider_reaches_a_pod_in_plaintext(backend: BackendChoice) {
 
 fn a_pod_reaches_an_outsider_in_plaintext(backend: BackendChoice) {
     let scene = TwoNodes::new(backend).unwrap();
-    let echo = Server::start(&scene.outsider, 8080, traffic::echo).unwrap();
-    for (target, own) in [echo.ipv4(), echo.ipv6()].into_iter().zip(scene.client.addresses()) {
-        assert_eq!(hello(&scene.client, target).unwrap(), Outcome::answered("hello"));
-        assert_eq!(echo.peers().last().unwrap().ip(), own);
-        let passed_through = |line: &AccessLine| line.text("dst.addr") == target.to_string();
-        let line = scene.east_ztunnel().unwrap().wait_for_access(passed_through).unwrap();
-        assert_eq!(line.text("direction"), "outbound", "{line:?}");
-        assert_eq!(line.get("dst.hbone_addr"), None, "{line:?}");
+    // The mesh knows the outsider, and knows nothing of the stranger.
+    let stranger = scene.west.pod("stranger").unwrap();
+    for pod in [&scene.outsider, &stranger] {
+        let echo = Server::start(pod, 8080, traffic::echo).unwrap();
+        for (target, own) in [echo.ipv4(), echo.ipv6()].into_iter().zip(scene.client.addresses()) {
+            assert_eq!(hello(&scene.client, target).unwrap(), Outcome::answered("hello"));
+            assert_eq!(echo.peers().last().unwrap().ip(), own);
+            let passed_through = |line: &AccessLine| line.text("dst.addr") == target.to_string();
+            let line = scene.east_ztunnel().unwrap().wait_for_access(passed_through).unwrap();
+            assert_eq!(line.text("direction"), "outbound", "{line:?}");
+            assert_eq!(line.get("dst.hbone_addr"), None, "{line:?}");
+        }
     }
 }
 

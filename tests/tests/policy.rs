@@ -88,3 +88,17 @@ fn a_policy_about_ports_means_the_port_of_the_application() {
     }
     assert_eq!(database.accepted(), 0);
 }
+
+#[test]
+fn a_pod_whose_policy_is_missing_lets_nobody_in() {
+    let scene = TwoNodes::with(BackendChoice::Nftables, &ZtunnelOptions::default(), |file, server| {
+        file.workload(server)?.authorization_policies.push("default/not-there".to_owned());
+        Ok(())
+    })
+    .unwrap();
+    let echo = Server::start(&scene.server, 8080, traffic::echo).unwrap();
+    for pod in [&scene.client, &scene.outsider] {
+        assert_eq!(hello(pod, echo.ipv4()).unwrap(), Outcome::Cut);
+    }
+    assert_eq!(echo.accepted(), 0);
+}

@@ -59,13 +59,15 @@ fn curl_reaches_a_pod_and_a_service_and_keeps_its_address() {
 #[test]
 fn iperf3_measures_in_both_directions_over_several_connections() {
     let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
-    let mut command = scene.server.command("iperf3");
-    command.args(["--server", "--forceflush"]);
-    let server = scene.server.start("iperf3", command).unwrap();
-    server.stdout().wait_for(PATIENCE, |line| line.contains("listening").then_some(())).unwrap();
     let target = scene.server.ipv4().to_string();
-    for direction in [&[][..], &["--reverse"], &["--bidir"]] {
-        let arguments = ["--client", &target, "--bytes", "20M", "--parallel", "4"];
-        run(&scene.client, "iperf3", &[&arguments, direction].concat());
+    for (port, direction) in [("5201", "--"), ("5202", "--reverse"), ("5203", "--bidir")] {
+        // A server for one test each: it takes a while to be ready for another.
+        let mut command = scene.server.command("iperf3");
+        command.args(["--server", "--one-off", "--forceflush", "--port", port]);
+        let server = scene.server.start("iperf3", command).unwrap();
+        server.stdout().wait_for(PATIENCE, |line| line.contains("listening").then_some(())).unwrap();
+        let test = ["--client", &target, "--port", port, "--bytes", "20M", "--parallel", "4", direction];
+        run(&scene.client, "iperf3", &test);
+        assert!(server.wait(PATIENCE).unwrap().success());
     }
 }

@@ -6,33 +6,43 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use lab::traffic::{self, Outcome, Server};
-use lab::{BackendChoice, PATIENCE, TwoNodes, hello};
+use lab::{BackendChoice, PATIENCE, Pod, TwoNodes, hello};
 use tokio::sync::watch;
 
 /// For the transfers, which a busy machine may take long for.
 const TRANSFER: Duration = Duration::from_secs(120);
 
-#[test]
-fn two_hundred_megabytes_each_way_at_once_arrive_intact() {
-    const BYTES: u64 = 200_000_000;
-    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+/// Sends `bytes` bytes each way at once over one connection and compares what arrived.
+fn exchange_intact(from: &Pod, to: &Pod, bytes: u64) {
     let (results, at_server) = channel();
-    let server = Server::start(&scene.server, 8080, async move |stream, _| {
-        results.send(traffic::exchange(stream, 2, BYTES).await)?;
+    let server = Server::start(to, 8080, async move |stream, _| {
+        results.send(traffic::exchange(stream, 2, bytes).await)?;
         Ok(())
     })
     .unwrap();
     let target = server.ipv4();
     let transfer =
-        scene.client.spawn(async move || traffic::exchange(traffic::connect(target).await?, 1, BYTES).await);
+        from.spawn(async move || traffic::exchange(traffic::connect(target).await?, 1, bytes).await);
     let (client_sent, client_received) = transfer.join_within(TRANSFER).unwrap();
     let (server_sent, server_received) = at_server.recv_timeout(PATIENCE).unwrap().unwrap();
     assert_eq!(client_received, server_sent);
     assert_eq!(server_received, client_sent);
     assert_ne!(client_sent, server_sent, "the two directions carry different bytes");
+}
 
+#[test]
+fn two_hundred_megabytes_each_way_at_once_arrive_intact() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    exchange_intact(&scene.client, &scene.server, 200_000_000);
     let line = scene.east_ztunnel().unwrap().wait_for_access(|_| true).unwrap();
     assert_eq!((line.text("bytes_sent"), line.text("bytes_recv")), ("200000000", "200000000"), "{line:?}");
+}
+
+#[test]
+fn plaintext_into_and_out_of_the_mesh_arrives_intact() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    exchange_intact(&scene.outsider, &scene.server, 50_000_000);
+    exchange_intact(&scene.client, &scene.outsider, 50_000_000);
 }
 
 #[test]

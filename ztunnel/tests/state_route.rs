@@ -74,8 +74,8 @@ fn authority(authority: &RouteAuthority) -> String {
     }
 }
 
-fn names(identities: &[identity::SpiffeId]) -> Vec<String> {
-    identities.iter().map(|identity| identity.principal().to_owned()).collect()
+fn names(identities: &identity::ExpectedPeers) -> Vec<String> {
+    identities.as_slice().iter().map(|identity| identity.principal().to_owned()).collect()
 }
 
 #[test]

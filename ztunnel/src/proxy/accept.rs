@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use redirect::socket::original_destination;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::pod::LocalPod;
+use super::pod::{LocalPod, Place};
 use super::{inbound, outbound, passthrough};
 use crate::worker::WorkerHandle;
 
@@ -95,6 +95,7 @@ pub(crate) async fn listen(
     listener: Listener,
     socket: std::net::TcpListener,
     keep_source: KeepSource,
+    _place: Place,
 ) {
     let socket = match TcpListener::from_std(socket) {
         Ok(socket) => socket,
@@ -177,8 +178,8 @@ fn serve(pod: &Rc<LocalPod>, arrival: Arrival) {
     };
     let accepted = Accepted { stream, peer, destination, keep_source, at };
     match listener {
-        Listener::Outbound => pod.spawn(outbound::serve(pod.clone(), accepted)),
-        Listener::Tunnel => pod.spawn(inbound::serve(pod.clone(), accepted)),
-        Listener::Plaintext => pod.spawn(passthrough::serve(pod.clone(), accepted)),
+        Listener::Outbound => pod.spawn(|place| outbound::serve(pod.clone(), accepted, place)),
+        Listener::Tunnel => pod.spawn(|place| inbound::serve(pod.clone(), accepted, place)),
+        Listener::Plaintext => pod.spawn(|place| passthrough::serve(pod.clone(), accepted, place)),
     }
 }

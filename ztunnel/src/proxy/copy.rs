@@ -21,6 +21,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::{Either, select};
 use hbone::{Ending, ErrorCode, HboneStream, RecvHalf, SendHalf, StreamError};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
@@ -32,6 +33,15 @@ const FIRST_READ: usize = 1024;
 
 /// Largest read: one system call feeds sixteen TLS records.
 const LARGEST_READ: usize = 256 * 1024;
+
+/// The other side of a connection that the pod's application opened.
+#[derive(Debug)]
+pub(crate) enum Upstream {
+    /// A TCP connection to the destination itself.
+    Tcp(TcpStream),
+    /// A stream in a tunnel.
+    Hbone(HboneStream),
+}
 
 /// Bytes of application data carried so far.
 #[derive(Debug, Default)]
@@ -63,8 +73,8 @@ pub(crate) async fn tcp_to_tcp(
         let (client_read, client_write) = client.split();
         let (upstream_read, upstream_write) = upstream.split();
         both(
-            (TcpSource::new(client_read), TcpSink(client_write)),
-            (TcpSource::new(upstream_read), TcpSink(upstream_write)),
+            (&mut TcpSource::new(client_read), &mut TcpSink(client_write)),
+            (&mut TcpSource::new(upstream_read), &mut TcpSink(upstream_write)),
             counts,
         )
         .await
@@ -87,8 +97,8 @@ pub(crate) async fn tcp_to_hbone(
     let ended = {
         let (read, write) = client.split();
         both(
-            (TcpSource::new(read), TcpSink(write)),
-            (HboneSource { recv: &mut recv, send: &send }, HboneSink(&send)),
+            (&mut TcpSource::new(read), &mut TcpSink(write)),
+            (&mut HboneSource { recv: &mut recv, send: &send }, &mut HboneSink(&send)),
             counts,
         )
         .await
@@ -111,8 +121,8 @@ pub(crate) async fn hbone_to_tcp(
     let ended = {
         let (read, write) = upstream.split();
         both(
-            (HboneSource { recv: &mut recv, send: &send }, HboneSink(&send)),
-            (TcpSource::new(read), TcpSink(write)),
+            (&mut HboneSource { recv: &mut recv, send: &send }, &mut HboneSink(&send)),
+            (&mut TcpSource::new(read), &mut TcpSink(write)),
             counts,
         )
         .await
@@ -126,15 +136,14 @@ pub(crate) async fn hbone_to_tcp(
 
 /// Runs both directions until both have ended or either source was cut.
 async fn both(
-    (client_source, client_sink): (impl Source, impl Sink),
-    (upstream_source, upstream_sink): (impl Source, impl Sink),
+    (client_source, client_sink): (&mut impl Source, &mut impl Sink),
+    (upstream_source, upstream_sink): (&mut impl Source, &mut impl Sink),
     counts: &Transfer,
 ) -> Result<(), Cut> {
-    let up = pump(client_source, upstream_sink, &counts.from_client);
-    let down = pump(upstream_source, client_sink, &counts.to_client);
-    tokio::try_join!(async { up.await.map_err(|error| Cut { side: Side::Client, error }) }, async {
-        down.await.map_err(|error| Cut { side: Side::Upstream, error })
-    },)?;
+    tokio::try_join!(
+        pump(Side::Client, client_source, upstream_sink, &counts.from_client),
+        pump(Side::Upstream, upstream_source, client_sink, &counts.to_client),
+    )?;
     Ok(())
 }
 
@@ -163,13 +172,22 @@ impl Cut {
 }
 
 /// One direction, to its end. `Err`: the source was cut.
-async fn pump(mut source: impl Source, mut sink: impl Sink, count: &Cell<u64>) -> io::Result<()> {
-    while let Some(chunk) = source.chunk().await? {
+async fn pump(
+    side: Side,
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+    count: &Cell<u64>,
+) -> Result<(), Cut> {
+    while let Some(chunk) = source.chunk().await.map_err(|error| Cut { side, error })? {
         let length = chunk.len();
-        let written = tokio::select! {
-            biased;
-            written = sink.write(chunk) => written,
-            cut = source.cut() => return Err(cut),
+        let mut writing = pin!(sink.write(chunk));
+        let written = match poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await {
+            Poll::Ready(written) => written,
+            // Boxed, because most connections are never blocked.
+            Poll::Pending => match select(writing, Box::pin(source.cut())).await {
+                Either::Left((written, _)) => written,
+                Either::Right((error, _)) => return Err(Cut { side, error }),
+            },
         };
         if written.is_err() {
             return Ok(());
@@ -177,7 +195,8 @@ async fn pump(mut source: impl Source, mut sink: impl Sink, count: &Cell<u64>) -
         count.set(count.get() + length as u64);
     }
     // An error here means that the sink is gone, which the other direction reads.
-    sink.finish().await.or(Ok(()))
+    drop(sink.finish().await);
+    Ok(())
 }
 
 /// Where a direction's bytes come from.

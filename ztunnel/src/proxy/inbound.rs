@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hbone::{Authority, AuthorityError, HandshakeError, IncomingConnect, Refusal, Server};
+use hbone::{Authority, AuthorityError, HandshakeError, HboneStream, IncomingConnect, Refusal, Server};
 use identity::{CertificateError, PeerIdentityError, SpiffeId, peer_identity};
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -17,7 +18,7 @@ use super::authorize::authorize;
 use super::classify::{self, ClassifyError};
 use super::copy::{self, Transfer};
 use super::error::ConnectionError;
-use super::pod::LocalPod;
+use super::pod::{LocalPod, Place};
 use super::proxy_protocol;
 use super::read_ahead::ReadAhead;
 use super::report::{Direction, OpenRecord, Party, Record, deny_early};
@@ -65,7 +66,7 @@ impl RequestRefused {
 }
 
 /// What all connections in a tunnel have in common.
-struct Tunnel {
+pub(crate) struct Tunnel {
     peer: SocketAddr,
     /// The pod's address that the peer connected to, with our port.
     local: SocketAddr,
@@ -75,9 +76,9 @@ struct Tunnel {
 }
 
 /// Serves one tunnel: each connection in it gets a task of its own.
-pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted) {
+pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) {
     let (peer, local) = (accepted.peer, accepted.destination);
-    let (tunnel, mut server) = match open(&pod, accepted).await {
+    let (tunnel, mut server) = match Box::pin(open(&pod, accepted)).await {
         Ok(opened) => opened,
         Err(error) => return deny_early(peer, local, Direction::Inbound, &error),
     };
@@ -95,8 +96,7 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted) {
         };
         match incoming {
             Some(Ok(request)) => {
-                let (pod_of_request, tunnel) = (pod.clone(), tunnel.clone());
-                pod.spawn(async move { serve_request(&pod_of_request, &tunnel, request).await });
+                pod.spawn(|place| serve_request(pod.clone(), tunnel.clone(), request, place));
             }
             Some(Err(error)) => {
                 tracing::debug!(%peer, error = crate::telemetry::with_causes(&error), "tunnel failed");
@@ -140,17 +140,38 @@ async fn open(
 }
 
 /// Serves one connection in a tunnel, from classification to its report.
-async fn serve_request(pod: &LocalPod, tunnel: &Tunnel, request: IncomingConnect) {
+pub(crate) async fn serve_request(
+    pod: Rc<LocalPod>,
+    tunnel: Rc<Tunnel>,
+    request: IncomingConnect,
+    _place: Place,
+) {
+    // What happens before the bytes flow is boxed, so that a long-lived connection does not keep room for it.
+    let Some((record, connected)) = Box::pin(begin(&pod, &tunnel, request)).await else { return };
+    let result = match connected {
+        Ok((client, application)) => {
+            copy::hbone_to_tcp(client, application, record.transfer()).await.map_err(Into::into)
+        }
+        Err(error) => Err(error),
+    };
+    record.finish(result);
+}
+
+type Connected = Result<(HboneStream, TcpStream), ConnectionError>;
+
+/// Everything up to the first byte. Nothing: the request was refused before it was known where it goes.
+async fn begin(pod: &LocalPod, tunnel: &Tunnel, request: IncomingConnect) -> Option<(OpenRecord, Connected)> {
     let since = Instant::now();
     match decide(pod, tunnel, &request).await {
         Ok(arrival) => {
             let record = arrival.record(pod, tunnel, &request, since).open();
-            let result = arrival.carry(pod, tunnel, request, &record).await;
-            record.finish(result);
+            let connected = arrival.connect(pod, tunnel, request).await;
+            Some((record, connected))
         }
         Err(error) => {
             request.refuse(error.refusal());
             deny_early(tunnel.peer, tunnel.local, Direction::Inbound, &error);
+            None
         }
     }
 }
@@ -216,13 +237,8 @@ impl Arrival {
         }
     }
 
-    async fn carry(
-        self,
-        pod: &LocalPod,
-        tunnel: &Tunnel,
-        mut request: IncomingConnect,
-        record: &OpenRecord,
-    ) -> Result<(), ConnectionError> {
+    /// Authorizes the connection, connects to the application and answers the client.
+    async fn connect(self, pod: &LocalPod, tunnel: &Tunnel, mut request: IncomingConnect) -> Connected {
         let source = tunnel.peer.ip();
         let permit = match authorize(
             &self.mesh,
@@ -255,8 +271,7 @@ impl Arrival {
             let header = proxy_protocol::header(tunnel.peer, destination, Some(&tunnel.peer_identity));
             application.write_all(&header).await.map_err(ConnectionError::Application)?;
         }
-        copy::hbone_to_tcp(client, application, record.transfer()).await?;
-        Ok(())
+        Ok((client, application))
     }
 
     /// Where the application listens, and in whose name to connect to it.

@@ -30,3 +30,27 @@ mod tunnel;
 pub(crate) use accept::Listener;
 pub(crate) use pod::{LocalPod, PodInstance, Stop};
 pub(crate) use run::{BoundPod, RunningPod};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_task<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn size_of_request<A, B, C, D, F>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_costs_little_to_hold() {
+        let outbound = size_of_task(outbound::serve);
+        let passthrough = size_of_task(passthrough::serve);
+        let inbound = size_of_request(inbound::serve_request);
+        assert!(
+            outbound <= 1800 && passthrough <= 1800 && inbound <= 1800,
+            "{outbound} {passthrough} {inbound}"
+        );
+    }
+}

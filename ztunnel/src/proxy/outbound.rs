@@ -1,5 +1,6 @@
 //! A connection that the pod's application opened.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -8,24 +9,36 @@ use redirect::socket::connect;
 
 use super::accept::Accepted;
 use super::classify::{self, ClassifyError};
-use super::copy::{self, Transfer};
+use super::copy::{self, Transfer, Upstream};
 use super::error::{ConnectionError, os_error};
-use super::pod::LocalPod;
+use super::pod::{LocalPod, Place};
 use super::report::{Direction, Party, Record, deny_early};
 use super::tunnel::{self, TunnelKey};
 use crate::state::model::{Service, Workload};
 use crate::state::route::{HboneRoute, PlainRoute, Route, RouteAuthority, RouteError};
 
 /// Serves one connection, from classification to its report.
-pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted) {
-    match decide(&pod, &accepted).await {
-        Ok(plan) => {
-            let record = plan.record(&accepted).open();
-            let result = plan.carry_out(&pod, accepted, record.transfer()).await;
-            record.finish(result);
+pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) {
+    // What happens before the bytes flow is boxed, so that a long-lived connection does not keep room for it.
+    let plan = match Box::pin(decide(&pod, &accepted)).await {
+        Ok(plan) => plan,
+        Err(error) => {
+            return deny_early(accepted.peer, accepted.destination, Direction::Outbound, &error);
         }
-        Err(error) => deny_early(accepted.peer, accepted.destination, Direction::Outbound, &error),
-    }
+    };
+    let record = plan.record(&accepted).open();
+    let connected = Box::pin(plan.connect(&pod, accepted.peer)).await;
+    let client = accepted.stream;
+    let result = match connected {
+        Ok(Upstream::Tcp(upstream)) => {
+            copy::tcp_to_tcp(client, upstream, record.transfer()).await.map_err(Into::into)
+        }
+        Ok(Upstream::Hbone(upstream)) => {
+            copy::tcp_to_hbone(client, upstream, record.transfer()).await.map_err(Into::into)
+        }
+        Err(error) => Err(error),
+    };
+    record.finish(result);
 }
 
 /// Everything that was decided about a connection.
@@ -38,7 +51,7 @@ struct Plan {
 
 enum Way {
     /// TCP to this address.
-    Plain(std::net::SocketAddr),
+    Plain(SocketAddr),
     /// A stream to this authority in such a tunnel.
     Hbone(Box<TunnelKey>, Authority),
 }
@@ -54,11 +67,11 @@ async fn decide(pod: &LocalPod, accepted: &Accepted) -> Result<Plan, ClassifyErr
             let peer = classify::resolve(&target, &mut pod.worker.rng()).await?;
             let authority = match authority {
                 RouteAuthority::Address(address) => Authority::from(address),
-                RouteAuthority::Resolved(port) => Authority::from(std::net::SocketAddr::new(peer.ip(), port)),
+                RouteAuthority::Resolved(port) => Authority::from(SocketAddr::new(peer.ip(), port)),
                 RouteAuthority::Hostname(name, port) => named(&name, port)?,
             };
             let identity = pod.identity(&source)?;
-            let key = TunnelKey { source: identity, expected: identities.iter().cloned().collect(), peer };
+            let key = TunnelKey { source: identity, expected: identities, peer };
             Ok(Plan {
                 source,
                 destination: Some(workload),
@@ -104,32 +117,22 @@ impl Plan {
         }
     }
 
-    async fn carry_out(
-        self,
-        pod: &Rc<LocalPod>,
-        accepted: Accepted,
-        transfer: &Transfer,
-    ) -> Result<(), ConnectionError> {
+    async fn connect(self, pod: &Rc<LocalPod>, client: SocketAddr) -> Result<Upstream, ConnectionError> {
         match self.way {
             Way::Plain(address) => {
-                let upstream = connect(pod.pod.netns.as_ref(), None, address, &pod.pod.connect)
-                    .await
-                    .map_err(|error| ConnectionError::Destination(os_error(error)))?;
-                copy::tcp_to_tcp(accepted.stream, upstream, transfer).await?;
+                let connected = connect(pod.pod.netns.as_ref(), None, address, &pod.pod.connect).await;
+                connected.map(Upstream::Tcp).map_err(|error| ConnectionError::Destination(os_error(error)))
             }
             Way::Hbone(key, authority) => {
-                let service =
-                    self.service.as_ref().and_then(|service| HostName::new(&service.host.hostname).ok());
+                let service = self.service.and_then(|service| HostName::new(&service.host.hostname).ok());
                 let request = ConnectRequest {
                     baggage: Some(pod.baggage(&self.source)),
-                    forwarded: Some(headers::forwarded(accepted.peer, service.as_ref())),
+                    forwarded: Some(headers::forwarded(client, service.as_ref())),
                     traceparent: Some(headers::TraceParent::generate().encode()),
                     ..ConnectRequest::new(authority)
                 };
-                let upstream = tunnel::open_stream(pod, *key, &request).await?;
-                copy::tcp_to_hbone(accepted.stream, upstream, transfer).await?;
+                tunnel::open_stream(pod, *key, &request).await.map(Upstream::Hbone)
             }
         }
-        Ok(())
     }
 }

@@ -3,26 +3,37 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use tokio::net::TcpStream;
+
 use super::accept::Accepted;
 use super::authorize::authorize;
 use super::classify::{self, ClassifyError};
 use super::copy::{self, Transfer};
 use super::error::ConnectionError;
-use super::pod::LocalPod;
+use super::pod::{LocalPod, Place};
 use super::report::{Direction, Party, Record, deny_early};
 use super::tunnel::connect_application;
 use crate::state::Mesh;
 use crate::state::model::Workload;
 
 /// Serves one connection, from classification to its report.
-pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted) {
-    let workload = match local(&pod, &accepted).await {
+pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) {
+    // What happens before the bytes flow is boxed, so that a long-lived connection does not keep room for it.
+    let workload = match Box::pin(local(&pod, &accepted)).await {
         Ok(workload) => workload,
-        Err(error) => return deny_early(accepted.peer, accepted.destination, Direction::Inbound, &error),
+        Err(error) => {
+            return deny_early(accepted.peer, accepted.destination, Direction::Inbound, &error);
+        }
     };
     let mesh = pod.worker.shared().mesh.load();
     let record = describe(&pod, &mesh, &workload, &accepted).open();
-    let result = carry(&pod, &mesh, &workload, accepted, record.transfer()).await;
+    let connected = Box::pin(connect(&pod, mesh, workload, &accepted)).await;
+    let result = match connected {
+        Ok(application) => {
+            copy::tcp_to_tcp(accepted.stream, application, record.transfer()).await.map_err(Into::into)
+        }
+        Err(error) => Err(error),
+    };
     record.finish(result);
 }
 
@@ -31,18 +42,16 @@ async fn local(pod: &LocalPod, accepted: &Accepted) -> Result<Arc<Workload>, Cla
     classify::local_workload(pod).await
 }
 
-async fn carry(
+/// Authorizes the connection and connects to the application.
+async fn connect(
     pod: &LocalPod,
-    mesh: &Mesh,
-    workload: &Workload,
-    accepted: Accepted,
-    transfer: &Transfer,
-) -> Result<(), ConnectionError> {
-    let permit = authorize(mesh, workload, accepted.peer.ip(), None, accepted.destination)?;
+    mesh: Arc<Mesh>,
+    workload: Arc<Workload>,
+    accepted: &Accepted,
+) -> Result<TcpStream, ConnectionError> {
+    let permit = authorize(&mesh, &workload, accepted.peer.ip(), None, accepted.destination)?;
     let source = accepted.keep_source.then(accepted.peer.ip());
-    let application = connect_application(pod, &permit, accepted.destination, source).await?;
-    copy::tcp_to_tcp(accepted.stream, application, transfer).await?;
-    Ok(())
+    connect_application(pod, &permit, accepted.destination, source).await
 }
 
 fn describe(pod: &LocalPod, mesh: &Mesh, workload: &Arc<Workload>, accepted: &Accepted) -> Record {

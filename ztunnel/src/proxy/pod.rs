@@ -110,18 +110,28 @@ impl LocalPod {
         }
     }
 
-    /// Serves a connection in a task of its own, which counts towards the worker's load.
-    pub(crate) fn spawn(&self, serve: impl Future<Output = ()> + 'static) {
+    /// Serves a connection in a task of its own, which counts towards the worker's load. `serve` keeps its place for as
+    /// long as it runs.
+    pub(crate) fn spawn<F>(&self, serve: impl FnOnce(Place) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
         Connections::spawn(&self.connections, Some(self.worker.occupy()), serve);
     }
 
     /// Runs an accept loop until the listeners are closed.
-    pub(crate) fn spawn_listener(&self, listen: impl Future<Output = ()> + 'static) {
+    pub(crate) fn spawn_listener<F>(&self, listen: impl FnOnce(Place) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
         Connections::spawn(&self.listeners, None, listen);
     }
 
     /// Runs a tunnel's own work, until the pod is gone.
-    pub(crate) fn spawn_driver(&self, driver: impl Future<Output = ()> + 'static) {
+    pub(crate) fn spawn_driver<F>(&self, driver: impl FnOnce(Place) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
         Connections::spawn(&self.drivers, None, driver);
     }
 
@@ -189,15 +199,15 @@ struct Connections {
 }
 
 impl Connections {
-    fn spawn(set: &Rc<Self>, occupied: Option<Occupied>, task: impl Future<Output = ()> + 'static) {
+    /// The task is given its place rather than wrapped together with it: a future inside a future takes its space twice.
+    fn spawn<F>(set: &Rc<Self>, occupied: Option<Occupied>, task: impl FnOnce(Place) -> F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
         let id = set.next.get();
         set.next.set(id + 1);
-        let entry = Entry { set: set.clone(), id };
-        let task = tokio::task::spawn_local(async move {
-            let _entry = entry;
-            let _occupied = occupied;
-            task.await;
-        });
+        let place = Place { set: set.clone(), id, _occupied: occupied };
+        let task = tokio::task::spawn_local(task(place));
         set.tasks.borrow_mut().insert(id, task.abort_handle());
     }
 
@@ -212,13 +222,15 @@ impl Connections {
     }
 }
 
-/// A task's place in the set. Dropped with the task, also when it never ran.
-struct Entry {
+/// A task's place in its set, and in its worker's load. Dropped with the task, also when it never ran.
+#[derive(Debug)]
+pub(crate) struct Place {
     set: Rc<Connections>,
     id: u64,
+    _occupied: Option<Occupied>,
 }
 
-impl Drop for Entry {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut tasks = self.set.tasks.borrow_mut();
         tasks.remove(&self.id);

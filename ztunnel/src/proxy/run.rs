@@ -88,7 +88,7 @@ impl BoundPod {
             let Some(pod) = worker.pod(instance) else { return };
             for (listener, Listening { listener: socket, transparent }) in listeners {
                 let keep_source = if transparent { KeepSource::Yes } else { KeepSource::No };
-                pod.spawn_listener(accept::listen(pod.clone(), listener, socket, keep_source));
+                pod.spawn_listener(|place| accept::listen(pod.clone(), listener, socket, keep_source, place));
             }
         });
         accepting.await;

@@ -126,7 +126,8 @@ async fn dial(pod: &LocalPod, key: &TunnelKey) -> Result<Tunnel, DialError> {
         .await
         .map_err(|error| DialError::Http2(Rc::new(error)))?;
     let peer = key.peer;
-    pod.spawn_driver(async move {
+    pod.spawn_driver(|place| async move {
+        let _place = place;
         match driver.await {
             Ok(()) => tracing::debug!(%peer, "tunnel closed"),
             Err(error) => {

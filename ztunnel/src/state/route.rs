@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use fastrand::Rng;
-use identity::SpiffeId;
+use identity::ExpectedPeers;
 use thiserror::Error;
 
 use self::upstream::{Upstream, no_valid_destination};
@@ -65,8 +65,8 @@ pub struct HboneRoute {
     pub target: Target,
     /// What the CONNECT request asks for.
     pub authority: RouteAuthority,
-    /// Who may answer: one of these, sorted. Empty: nobody.
-    pub identities: Arc<[SpiffeId]>,
+    /// Who may answer: one of these. Empty: nobody.
+    pub identities: ExpectedPeers,
     /// The workload at the tunnel's end.
     pub workload: Arc<Workload>,
     /// The service that was dialled.
@@ -82,10 +82,10 @@ pub struct DoubleHboneRoute {
     pub target: Target,
     /// What the CONNECT requests of both tunnels ask for: hostname and port of the service that was dialled.
     pub authority: RouteAuthority,
-    /// Who may answer at the gateway: one of these, sorted. Empty: nobody.
-    pub gateway_identities: Arc<[SpiffeId]>,
-    /// Who may answer inside: one of these, sorted. Empty: nobody.
-    pub inner_identities: Arc<[SpiffeId]>,
+    /// Who may answer at the gateway: one of these. Empty: nobody.
+    pub gateway_identities: ExpectedPeers,
+    /// Who may answer inside: one of these. Empty: nobody.
+    pub inner_identities: ExpectedPeers,
     /// The gateway.
     pub gateway: Arc<Workload>,
     /// The service that was dialled.

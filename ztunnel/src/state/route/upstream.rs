@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use identity::SpiffeId;
+use identity::{ExpectedPeers, SpiffeId};
 
 use super::{Family, RouteError, Target};
 use crate::state::model::{Service, Workload};
@@ -62,11 +62,8 @@ impl<'a> Upstream<'a> {
         }
     }
 
-    pub(super) fn identities(&self) -> Arc<[SpiffeId]> {
-        let mut identities: Vec<_> = self.service_identities().chain(self.workload.identity()).collect();
-        identities.sort();
-        identities.dedup();
-        identities.into()
+    pub(super) fn identities(&self) -> ExpectedPeers {
+        self.service_identities().chain(self.workload.identity()).collect()
     }
 
     pub(super) fn service_identities(&self) -> impl Iterator<Item = SpiffeId> + '_ {

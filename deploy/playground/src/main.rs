@@ -1,8 +1,8 @@
 //! The `playground` command: two nodes and five pods on this machine, a real ztunnel on each node, real requests.
 //!
 //! Started by a user, it [launches](sandbox::launch) itself again inside namespaces of its own. There it builds the
-//! [scene](scene), runs the [stories](story) and checks each, and then [stays up](live) so that `playground exec`
-//! can [join](join) from another terminal.
+//! [`scene`], runs every [`story`] and checks it, and then stays [`live`] so that `playground exec` can [`join`] from
+//! another terminal.
 
 mod join;
 mod live;

@@ -40,6 +40,11 @@ impl<'a> Request<'a> {
         format!("curl {}", self.arguments.join(" "))
     }
 
+    /// The body, from the option `-d`; empty without it.
+    pub(crate) fn body(&self) -> &'a str {
+        self.arguments.iter().skip_while(|argument| **argument != "-d").nth(1).copied().unwrap_or_default()
+    }
+
     /// Makes the request. That it fails is an answer too.
     ///
     /// Errors: curl cannot be run, or did not get as far as a connection.
@@ -79,6 +84,11 @@ impl Answer<'_> {
             Some(failure) => failure.clone(),
             None => format!("not our server's answer: {} {:?}", self.status, self.body),
         })
+    }
+
+    /// What the server sent back of the request's body.
+    pub(crate) fn echo(&self) -> &str {
+        self.body.split_once('\n').map_or("", |(_, echo)| echo)
     }
 
     /// The line of the client's proxy about this connection.

@@ -148,6 +148,8 @@ impl Tunnelled {
     fn send(request: Request<'_>) -> Result<Self> {
         let answer = request.send()?;
         let greeting = answer.greeting()?;
+        // So it has crossed the wire both ways, if the server is on the other node.
+        expect("the body that the server sent back", answer.echo(), request.body())?;
         let server = request.scene.replica(&greeting.server)?;
         expect("the answer's status", answer.status, 200)?;
         expect("the address that the server saw", &*greeting.peer, &*answer.client_address().to_string())?;

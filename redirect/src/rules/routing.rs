@@ -36,6 +36,9 @@ pub enum RoutingError {
     /// Whether the namespace has IPv6 is unknown.
     #[error("cannot enter the network namespace to see whether it has IPv6")]
     Namespace(#[source] io::Error),
+    /// Nothing can be redirected without the loopback interface.
+    #[error("cannot bring up the loopback interface of the network namespace")]
+    Loopback(#[source] io::Error),
     /// A request failed.
     #[error("cannot {action} ({family})")]
     Request {
@@ -66,12 +69,22 @@ impl Routing {
 
 pub(super) fn apply(netns: &Netns, rules: &PodRules) -> Result<(), RoutingError> {
     let netlink = Netlink::open(netns).map_err(RoutingError::Open)?;
+    bring_up_loopback(&netlink).map_err(RoutingError::Loopback)?;
     for part in parts(netns, rules)? {
         if !part.exists(&netlink)? {
             part.change(&netlink, Change::Add)?;
         }
     }
     Ok(())
+}
+
+/// Redirected connections and the proxy's own to the application pass through the loopback interface. A pod's is up; that
+/// of a namespace made by hand may not be. Not undone by [`remove`].
+fn bring_up_loopback(netlink: &Netlink) -> io::Result<()> {
+    const UP: u32 = libc::IFF_UP as u32;
+    // struct ifinfomsg: family and type, of no interest; then index, flags, and which flags to change.
+    let fixed = [0, LOOPBACK_INDEX, UP, UP].map(u32::to_ne_bytes).concat();
+    netlink.request(&Message::new(libc::RTM_NEWLINK, &fixed), 0)
 }
 
 pub(super) fn check(netns: &Netns, rules: &PodRules) -> Result<Routing, RoutingError> {

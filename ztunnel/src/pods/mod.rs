@@ -123,7 +123,7 @@ impl PodManager {
                             Err(text)
                         }
                     };
-                    agent.respond(outcome.as_ref().map(|()| ()).map_err(String::as_str)).await?;
+                    agent.respond(outcome.as_ref().copied().map_err(String::as_str)).await?;
                 }
                 _ = retry.tick(), if self.pods.has_waiting() => self.retry().await,
                 Some(_) = self.stopping.join_next() => {}

@@ -17,7 +17,7 @@ help: ## List the tasks
 
 playground: setup-playground ## See a two-node mesh work on this machine (ONCE=1: run through and exit)
 	cargo build -p ztunnel -p playground
-	scripts/privileged target/debug/playground $(if $(ONCE),--once)
+	target/debug/playground $(if $(ONCE),--once)
 
 # The end-to-end suites run target/debug/ztunnel, so it is built before them. Everything is compiled before
 # scripts/privileged, which may take the network away.

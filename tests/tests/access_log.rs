@@ -192,3 +192,22 @@ fn every_connection_has_exactly_one_line_on_each_side() {
         assert_eq!(lines.iter().filter(|line| line.get("error").is_some()).count(), CONNECTIONS / 4);
     }
 }
+
+#[test]
+fn as_json_a_line_is_an_object_with_the_same_facts() {
+    let options = ZtunnelOptions::default().variable("LOG_FORMAT", "json");
+    let scene = TwoNodes::with(BackendChoice::Nftables, &options, |_, _| Ok(())).unwrap();
+    let echo = Server::start(&scene.server, 8080, traffic::echo).unwrap();
+    assert_eq!(hello(&scene.client, echo.ipv4()).unwrap(), Outcome::answered("hello"));
+    let line = scene.west_ztunnel().unwrap().wait_for_log("connection complete").unwrap();
+    // JSON is YAML.
+    let object: serde_yaml_ng::Value = serde_yaml_ng::from_str(&line).unwrap();
+    let text = |key: &str| object[key].as_str().unwrap_or_else(|| panic!("{key} in {line}"));
+    assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
+    assert_eq!((text("level"), text("scope"), text("message")), ("info", "access", "connection complete"));
+    assert_eq!(text("src.identity"), scene.client.identity());
+    assert_eq!(text("dst.hbone_addr"), echo.ipv4().to_string());
+    assert_eq!(text("direction"), "inbound");
+    assert_eq!((object["bytes_sent"].as_u64(), object["bytes_recv"].as_u64()), (Some(5), Some(5)), "{line}");
+    assert!(text("time").ends_with('Z'), "{line}");
+}

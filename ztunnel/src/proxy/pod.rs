@@ -97,6 +97,17 @@ impl LocalPod {
         SpiffeId::new(&workload.trust_domain, &name.namespace, &name.service_account)
     }
 
+    /// Asks for the pod's certificate, so that its first connection need not wait for one. Does nothing if the mesh does
+    /// not know the pod yet.
+    pub(crate) fn prefetch_certificate(&self) {
+        let (shared, name) = (self.worker.shared(), &self.pod.workload);
+        let mesh = shared.mesh.load();
+        let workload = mesh.local_workload(&name.name, &name.namespace, &name.service_account);
+        if let Some(identity) = workload.and_then(|workload| self.identity(workload).ok()) {
+            shared.certificates.prefetch(&identity);
+        }
+    }
+
     /// The description of the pod that goes with requests and answers. Encoded once for each change of `workload`.
     pub(crate) fn baggage(&self, workload: &Arc<Workload>) -> HeaderValue {
         let mut last = self.baggage.borrow_mut();

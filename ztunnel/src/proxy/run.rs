@@ -86,6 +86,7 @@ impl BoundPod {
         let instance = pod.instance;
         let accepting = workers[home].run(move |worker| {
             let Some(pod) = worker.pod(instance) else { return };
+            pod.prefetch_certificate();
             for (listener, Listening { listener: socket, transparent }) in listeners {
                 let keep_source = if transparent { KeepSource::Yes } else { KeepSource::No };
                 pod.spawn_listener(|place| accept::listen(pod.clone(), listener, socket, keep_source, place));

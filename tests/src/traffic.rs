@@ -18,7 +18,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{PATIENCE, Pod, Result, Task};
 
-/// A TCP server in a pod. Dropping it closes its listener, whose port is then free, and its connections.
+/// A TCP server in a pod. Dropping it closes its listener and its connections.
+///
+/// Its port may stay taken for a moment after that: a child process that is being started elsewhere in this process
+/// has a copy of every descriptor until it executes its program. So tests do not use a port of a pod twice.
 pub struct Server {
     addresses: [SocketAddr; 2],
     seen: Arc<Seen>,
@@ -32,7 +35,7 @@ struct Seen {
 }
 
 impl Server {
-    /// Listens on a port of the pod, on all its addresses, and gives every connection to `handler`.
+    /// Listens on a port of the pod (0: any free one), on all its addresses, and gives every connection to `handler`.
     pub fn start<H>(pod: &Pod, port: u16, handler: H) -> Result<Self>
     where
         H: AsyncFn(TcpStream, SocketAddr) -> Result<()> + Send + 'static,

@@ -103,7 +103,10 @@ fn work_that_fails_or_panics_fails_the_one_who_waits_for_it() {
 /// `a_laboratory_that_waits_to_be_killed` as a process of its own, kills it, and looks for its child.
 #[test]
 fn nothing_outlives_a_laboratory_whose_process_is_killed() {
+    // Files are all that stays, so they are put where this test can remove them.
+    let directory = tempfile::tempdir().unwrap();
     let mut owner = Command::new(std::env::current_exe().unwrap())
+        .env("TMPDIR", directory.path())
         .args(["--exact", "a_laboratory_that_waits_to_be_killed", "--ignored", "--nocapture"])
         .stdout(Stdio::piped())
         .spawn()

@@ -10,6 +10,7 @@ mod listen;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 pub use connect::{ConnectError, ConnectFailure, ConnectOptions, connect};
@@ -21,6 +22,7 @@ pub use listen::{
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 
 use crate::netns::Netns;
+use crate::sys;
 
 /// The mark that tells the proxy's packets from everybody else's in the pod's rules, as Istio's CNI agent installs
 /// them: `0x539`, compared under the mask `0xfff`.
@@ -52,6 +54,14 @@ impl Keepalive {
             &TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries),
         )
     }
+}
+
+/// Bytes written to the TCP socket that the peer's kernel has not acknowledged (`SIOCOUTQ`, tcp(7)); a FIN counts as
+/// one. Zero says that the peer's kernel has everything, not that its process has read it.
+///
+/// Two system calls. `InvalidInput` for a listening socket and for one that is not TCP.
+pub fn unsent_bytes(socket: &impl AsFd) -> io::Result<usize> {
+    sys::queue::unacknowledged(socket.as_fd())
 }
 
 /// A close-on-exec, non-blocking socket in `namespace`, or in the thread's own when there is none.

@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
 use h2::client::Connection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
@@ -16,7 +15,7 @@ use super::{Availability, Shared, Tunnel};
 use crate::error_code::ErrorCode;
 use crate::keepalive::{PeerIsSilent, Pinger};
 use crate::settings::ClientSettings;
-use crate::stream::StreamError;
+use crate::stream::{Piece, StreamError};
 use crate::window::connection_window;
 
 /// Stands for "not known yet" in the engine's count of streams that the peer allows. A peer cannot send
@@ -30,7 +29,7 @@ const NOT_KNOWN_YET: usize = usize::MAX - 1;
 #[must_use = "a tunnel only works while its driver is polled"]
 pub struct Driver<IO> {
     /// Taken when the tunnel has ended, so that the transport closes then and not when the future goes.
-    connection: Option<Connection<IO, Bytes>>,
+    connection: Option<Connection<IO, Piece>>,
     pinger: Option<Pinger>,
     shared: Weak<Shared>,
     stream_window: u32,
@@ -81,7 +80,7 @@ impl Tunnel {
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let handshake = engine_settings(settings).handshake(io);
+        let handshake = engine_settings(settings).handshake::<_, Piece>(io);
         let (sender, mut connection) =
             timeout_at(deadline, handshake).await.map_err(|_| HandshakeError::Deadline)??;
         let shared = Rc::new(Shared::new(sender, settings.max_streams));

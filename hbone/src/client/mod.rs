@@ -15,9 +15,10 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::time::Instant;
+
+use crate::stream::Piece;
 
 pub use connect::{ConnectError, ConnectRequest, ConnectResponse, Connected};
 pub use driver::{Driver, HandshakeError, TunnelError};
@@ -32,7 +33,7 @@ pub struct Lease(Rc<Shared>);
 
 /// What a tunnel's handles, streams and driver have in common.
 struct Shared {
-    sender: RefCell<SendRequest<Bytes>>,
+    sender: RefCell<SendRequest<Piece>>,
     /// Streams that we are willing to put on this tunnel.
     max_streams: usize,
     /// Streams that the peer allows; unknown until its SETTINGS came.
@@ -114,7 +115,7 @@ impl Tunnel {
 }
 
 impl Shared {
-    fn new(sender: SendRequest<Bytes>, max_streams: usize) -> Self {
+    fn new(sender: SendRequest<Piece>, max_streams: usize) -> Self {
         Shared {
             sender: RefCell::new(sender),
             max_streams,

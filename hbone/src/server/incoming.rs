@@ -3,14 +3,13 @@
 use std::fmt;
 use std::future::poll_fn;
 
-use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request};
 
 use super::LiveStream;
 use crate::authority::{Authority, AuthorityError};
 use crate::headers::{self, Baggage, TraceParent};
-use crate::stream::{HboneStream, Place, StreamError};
+use crate::stream::{HboneStream, Piece, Place, StreamError};
 
 /// A request on an accepted tunnel, usually a CONNECT. Headers are parsed when they are asked for.
 ///
@@ -18,7 +17,7 @@ use crate::stream::{HboneStream, Place, StreamError};
 pub struct IncomingConnect {
     head: request::Parts,
     recv: h2::RecvStream,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Piece>,
     live: LiveStream,
 }
 
@@ -36,7 +35,7 @@ pub enum Refusal {
 impl IncomingConnect {
     pub(super) fn new(
         request: Request<h2::RecvStream>,
-        respond: SendResponse<Bytes>,
+        respond: SendResponse<Piece>,
         live: LiveStream,
     ) -> Self {
         let (head, recv) = request.into_parts();

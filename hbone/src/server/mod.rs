@@ -15,7 +15,6 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
@@ -23,6 +22,7 @@ use crate::client::{HandshakeError, TunnelError};
 use crate::error_code::ErrorCode;
 use crate::keepalive::{PeerIsSilent, Pinger};
 use crate::settings::ServerSettings;
+use crate::stream::Piece;
 use crate::window::connection_window;
 
 pub use incoming::{IncomingConnect, Refusal};
@@ -37,7 +37,7 @@ const MOST_HANDLERS: usize = 2;
 /// An accepted tunnel. Dropping it closes the transport; all streams end as if the connection had been
 /// lost.
 pub struct Server<IO> {
-    connection: h2::server::Connection<IO, Bytes>,
+    connection: h2::server::Connection<IO, Piece>,
     pinger: Option<Pinger>,
     streams: Rc<Cell<usize>>,
     most_streams: usize,
@@ -59,7 +59,7 @@ where
         settings: &ServerSettings,
         deadline: Instant,
     ) -> Result<Self, HandshakeError> {
-        let handshake = engine_settings(settings).handshake(io);
+        let handshake = engine_settings(settings).handshake::<_, Piece>(io);
         let mut connection =
             timeout_at(deadline, handshake).await.map_err(|_| HandshakeError::Deadline)??;
         Ok(Server {

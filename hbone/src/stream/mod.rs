@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!   SendHalf: send* -- finish ------------> END_STREAM
-//!                  \-- reset(code), drop -> RST_STREAM, which ends both directions
+//!                  \-- reset(code), drop -> RST_STREAM, which ends both directions at once;
+//!                                          after `flushed`, nothing sent is lost by it
 //!   RecvHalf: chunk* -> None                after END_STREAM, or a reset that means "no more"
 //!                   \-> StreamError         see StreamError::ending
 //! ```
@@ -16,18 +17,18 @@
 
 mod error;
 mod io;
+mod piece;
 mod recv;
 mod send;
 
 use std::rc::Rc;
-
-use bytes::Bytes;
 
 use crate::client::Lease;
 use crate::server::LiveStream;
 
 pub use error::{Ending, StreamError};
 pub use io::HboneIo;
+pub(crate) use piece::Piece;
 pub use recv::RecvHalf;
 pub use send::SendHalf;
 
@@ -43,7 +44,7 @@ pub struct HboneStream {
 }
 
 impl HboneStream {
-    pub(crate) fn new(send: h2::SendStream<Bytes>, recv: h2::RecvStream, place: Place) -> Self {
+    pub(crate) fn new(send: h2::SendStream<Piece>, recv: h2::RecvStream, place: Place) -> Self {
         let place = Rc::new(place);
         HboneStream { send: SendHalf::new(send, place.clone()), recv: RecvHalf::new(recv, place) }
     }

@@ -5,10 +5,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use redirect::{Netns, NetnsId};
+use tokio::time::Instant;
 
 use crate::config::WorkloadName;
+
+/// Pods that could not be served are tried again after this.
+pub(crate) const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The node agent's name for a pod: its Kubernetes UID.
 pub(crate) type PodUid = Arc<str>;
@@ -25,6 +30,8 @@ pub(crate) struct Described {
 pub(crate) struct Inventory<R> {
     running: HashMap<PodUid, (NetnsId, R)>,
     waiting: HashMap<PodUid, Described>,
+    /// Set when the first of the waiting pods began to wait; of no meaning while none does.
+    retry_at: Option<Instant>,
     /// Pods named since the conversation began; `None` once the snapshot has ended.
     snapshot: Option<HashSet<PodUid>>,
 }
@@ -42,7 +49,12 @@ pub(crate) enum Wanted<R> {
 
 impl<R> Default for Inventory<R> {
     fn default() -> Self {
-        Self { running: HashMap::new(), waiting: HashMap::new(), snapshot: Some(HashSet::new()) }
+        Self {
+            running: HashMap::new(),
+            waiting: HashMap::new(),
+            retry_at: None,
+            snapshot: Some(HashSet::new()),
+        }
     }
 }
 
@@ -76,8 +88,12 @@ impl<R> Inventory<R> {
         self.running.insert(uid, (netns, run));
     }
 
-    /// The pod cannot be served now.
-    pub(crate) fn failed(&mut self, uid: PodUid, pod: Described) {
+    /// The pod cannot be served now. It waits with the others for the next try, or for [`RETRY_INTERVAL`] if it is the
+    /// first.
+    pub(crate) fn failed(&mut self, uid: PodUid, pod: Described, now: Instant) {
+        if self.waiting.is_empty() {
+            self.retry_at = Some(now + RETRY_INTERVAL);
+        }
         self.waiting.insert(uid, pod);
     }
 
@@ -111,9 +127,9 @@ impl<R> Inventory<R> {
         self.waiting.drain().collect()
     }
 
-    /// Whether some pod is to be tried again.
-    pub(crate) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+    /// When to try the waiting pods again; `None` when there are none.
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| !self.waiting.is_empty())
     }
 
     /// Everything that runs.
@@ -179,20 +195,39 @@ mod tests {
         assert_eq!(inventory.end_snapshot(), [(uid("a"), "first")]);
     }
 
+    fn pod() -> Described {
+        Described { workload: WorkloadName::default(), netns: Netns::current().unwrap() }
+    }
+
+    #[test]
+    fn time_during_which_nothing_waits_owes_no_retries() {
+        let mut inventory = serving(&[]);
+        let first = Instant::now();
+        inventory.failed(uid("a"), pod(), first);
+        inventory.failed(uid("b"), pod(), first + Duration::from_secs(4));
+        assert_eq!(inventory.retry_at(), Some(first + RETRY_INTERVAL), "one try for all");
+        assert_eq!(inventory.take_waiting().len(), 2);
+        assert_eq!(inventory.retry_at(), None);
+        let hour_later = first + Duration::from_secs(3_600);
+        inventory.failed(uid("a"), pod(), hour_later);
+        assert_eq!(inventory.retry_at(), Some(hour_later + RETRY_INTERVAL));
+        inventory.unwant("a");
+        assert_eq!(inventory.retry_at(), None);
+    }
+
     #[test]
     fn a_waiting_pod_unsettles_until_it_is_deleted_or_served() {
-        let netns = Netns::current().unwrap();
-        let pod = Described { workload: WorkloadName::default(), netns };
+        let pod = pod();
         let mut inventory = serving(&[]);
-        inventory.failed(uid("a"), pod.clone());
-        assert!(inventory.has_waiting() && !inventory.is_settled());
+        inventory.failed(uid("a"), pod.clone(), Instant::now());
+        assert!(inventory.retry_at().is_some() && !inventory.is_settled());
         assert_eq!(inventory.unwant("a"), None);
         assert!(inventory.is_settled());
-        inventory.failed(uid("a"), pod.clone());
+        inventory.failed(uid("a"), pod.clone(), Instant::now());
         assert_eq!(inventory.want(&uid("a"), HERE), Wanted::Start);
-        assert!(!inventory.has_waiting(), "a good description supersedes the one that failed");
-        inventory.failed(uid("b"), pod);
+        assert!(inventory.retry_at().is_none(), "a good description supersedes the one that failed");
+        inventory.failed(uid("b"), pod, Instant::now());
         inventory.begin_snapshot();
-        assert!(!inventory.has_waiting());
+        assert!(inventory.retry_at().is_none());
     }
 }

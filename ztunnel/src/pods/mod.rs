@@ -7,21 +7,17 @@ mod inventory;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use redirect::zds::{Backoff, Connection, Recovery, Request, WorkloadInfo, ZdsError};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, sleep_until};
 
 use crate::config::{SocketConfig, WorkloadName};
 use crate::proxy::{BoundPod, RunningPod, Stop};
 use crate::readiness::Task;
 use crate::telemetry::with_causes;
 use crate::worker::WorkerHandle;
-use inventory::{Described, Inventory, PodUid, Wanted};
-
-/// Pods that could not be served are tried again after this.
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+use inventory::{Described, Inventory, PodUid, RETRY_INTERVAL, Wanted};
 
 /// The agent broke the protocol in a way that leaves unknown which pods are ours.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +98,6 @@ impl PodManager {
         self.pods.begin_snapshot();
         agent.announce().await?;
         tracing::info!(agent = %self.agent.display(), "connected to the node agent");
-        let mut retry = interval_at(Instant::now() + RETRY_INTERVAL, RETRY_INTERVAL);
         loop {
             tokio::select! {
                 request = agent.next_request() => {
@@ -125,7 +120,7 @@ impl PodManager {
                     };
                     agent.respond(outcome.as_ref().copied().map_err(String::as_str)).await?;
                 }
-                _ = retry.tick(), if self.pods.has_waiting() => self.retry().await,
+                () = arrival(self.pods.retry_at()) => self.retry().await,
                 Some(_) = self.stopping.join_next() => {}
             }
             if self.pods.is_settled() {
@@ -183,7 +178,7 @@ impl PodManager {
                     %uid, pod = %format_args!("{pod_namespace}/{name}"), error = text, retry_in = ?RETRY_INTERVAL,
                     "cannot serve a pod"
                 );
-                self.pods.failed(uid, pod);
+                self.pods.failed(uid, pod, Instant::now());
                 Err(text)
             }
         }
@@ -194,5 +189,13 @@ impl PodManager {
             // Failing again puts it back, and has been logged.
             drop(self.add(uid, pod).await);
         }
+    }
+}
+
+/// Resolves at `time`; never when there is none.
+async fn arrival(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

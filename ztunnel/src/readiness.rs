@@ -2,7 +2,7 @@
 //!
 //! Named tasks are pending until they are done; the answer is 200 when none is, and 500 with their names otherwise.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -15,18 +15,19 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{AbortHandle, JoinSet};
 
 /// Port of the readiness server.
 pub const PORT: u16 = 15021;
 
-/// A kubelet that does not finish its request in this time is cut off.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+/// Whoever does not finish the head of a request in this time is cut off. A kubelet gives up after one second.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Pause when the kernel has no descriptor for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections served at once. Probes are few; more is a mistake or an attack.
+/// Connections served at once. Probes are few; more is a mistake or an attack, and then the oldest one goes: it has had
+/// its time, and turning away the newest would let silent connections make the process look unready.
 const MAX_CONNECTIONS: usize = 64;
 
 /// The set of things that must happen before the process is ready. Clones share it.
@@ -100,9 +101,10 @@ impl Probes {
         Ok(Self { listener: TcpListener::from_std(listener)? })
     }
 
-    /// Answers until dropped. Needs a `LocalRuntime` or `LocalSet`.
+    /// Answers until dropped, which cuts the open connections. Needs a `LocalRuntime` or `LocalSet`.
     pub async fn serve(self, readiness: Readiness) {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut probes = JoinSet::new();
+        let mut by_age: VecDeque<AbortHandle> = VecDeque::with_capacity(MAX_CONNECTIONS);
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -112,14 +114,19 @@ impl Probes {
                     continue;
                 }
             };
-            if let Ok(slot) = slots.clone().try_acquire_owned() {
-                tokio::task::spawn_local(probe(stream, readiness.clone(), slot));
+            while probes.try_join_next().is_some() {}
+            by_age.retain(|probe| !probe.is_finished());
+            if by_age.len() == MAX_CONNECTIONS
+                && let Some(oldest) = by_age.pop_front()
+            {
+                oldest.abort();
             }
+            by_age.push_back(probes.spawn_local(probe(stream, readiness.clone())));
         }
     }
 }
 
-async fn probe(stream: TcpStream, readiness: Readiness, _slot: OwnedSemaphorePermit) {
+async fn probe(stream: TcpStream, readiness: Readiness) {
     let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&readiness, &request))));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -149,7 +156,54 @@ fn answer(readiness: &Readiness, request: &Request<Incoming>) -> Response<Full<B
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::LocalSet;
+    use tokio::time::timeout;
+
     use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Runs `client` against a server that is ready.
+    async fn with_probes<F: Future>(client: impl FnOnce(SocketAddr) -> F) -> F::Output {
+        let serve_and_ask = async {
+            let probes = Probes::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            let address = probes.listener.local_addr().unwrap();
+            tokio::task::spawn_local(probes.serve(Readiness::default()));
+            timeout(LONG, client(address)).await.unwrap()
+        };
+        LocalSet::new().run_until(serve_and_ask).await
+    }
+
+    #[tokio::test]
+    async fn silent_connections_do_not_keep_a_probe_from_its_answer() {
+        let ask = async |address| {
+            let mut silent = Vec::new();
+            for _ in 0..MAX_CONNECTIONS {
+                silent.push(TcpStream::connect(address).await.unwrap());
+            }
+            let mut kubelet = TcpStream::connect(address).await.unwrap();
+            let request = b"GET /healthz/ready HTTP/1.1\r\nhost: probe\r\nconnection: close\r\n\r\n";
+            kubelet.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            kubelet.read_to_string(&mut answer).await.unwrap();
+            assert_eq!(silent[0].read(&mut [0]).await.unwrap(), 0, "the oldest made room");
+            answer
+        };
+        let answer = with_probes(ask).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_says_nothing_is_closed() {
+        let read = with_probes(async |address| {
+            let mut silent = TcpStream::connect(address).await.unwrap();
+            silent.read(&mut [0]).await.unwrap()
+        });
+        assert_eq!(read.await, 0);
+    }
 
     #[test]
     fn pending_tasks_are_named_in_order_until_done() {

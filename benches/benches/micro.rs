@@ -1,0 +1,241 @@
+//! What single decisions and codecs of a connection cost. See benches/README.md.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use criterion::Criterion;
+use fastrand::Rng;
+use hbone::headers::{self, Baggage, WorkloadKind, forwarded, forwarded_host};
+use hbone::{Authority, HostName};
+use http::HeaderMap;
+use identity::SpiffeId;
+use ztunnel::policy::{
+    Access, Action, Enforcement, MatchSpec, Policy, PolicyScope, PolicySpec, StringMatch, compile,
+};
+use ztunnel::state::Mesh;
+use ztunnel::state::model::{
+    Destination, GatewayAddress, NamespacedHostname, NetworkAddress, PortMap, Service, TunnelProtocol,
+    Workload,
+};
+use ztunnel::state::route::{Route, RouteConfig, route};
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    headers(&mut criterion);
+    policies(&mut criterion);
+    routes(&mut criterion);
+    changes(&mut criterion);
+    criterion.final_summary();
+}
+
+/// The headers of one CONNECT request.
+fn headers(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("headers");
+
+    let address: SocketAddr = "10.2.0.17:8080".parse().expect("an address");
+    group.bench_function("authority: write", |bencher| {
+        bencher.iter(|| Authority::from(black_box(address)).to_string());
+    });
+    for (name, text) in [("an address", "10.2.0.17:8080"), ("a name", "server.shop.svc.cluster.local:8080")] {
+        group.bench_function(format!("authority: read {name}"), |bencher| {
+            bencher.iter(|| black_box(text).parse::<Authority>());
+        });
+    }
+
+    let baggage = Baggage {
+        cluster: Some("Kubernetes"),
+        namespace: Some("shop"),
+        workload: Some((WorkloadKind::Deployment, "server-v1")),
+        service: Some("server"),
+        version: Some("v1"),
+        region: Some("eu-central-1"),
+        zone: Some("eu-central-1b"),
+    };
+    group.bench_function("baggage: write", |bencher| bencher.iter(|| black_box(&baggage).encode()));
+    let carrying = HeaderMap::from_iter([(headers::BAGGAGE, baggage.encode())]);
+    assert_eq!(Baggage::from_headers(&carrying).as_ref(), Some(&baggage));
+    group.bench_function("baggage: read", |bencher| {
+        bencher.iter(|| Baggage::from_headers(black_box(&carrying)));
+    });
+
+    let client: SocketAddr = "10.1.0.3:41234".parse().expect("an address");
+    let service = HostName::new("server.shop.svc.cluster.local").expect("a name");
+    group.bench_function("forwarded: write", |bencher| {
+        bencher.iter(|| forwarded(black_box(client), Some(black_box(&service))));
+    });
+    let carrying = HeaderMap::from_iter([(headers::FORWARDED, forwarded(client, Some(&service)))]);
+    assert_eq!(forwarded_host(&carrying), Some(service.as_str()));
+    group.bench_function("forwarded: read the host", |bencher| {
+        bencher.iter(|| forwarded_host(black_box(&carrying)).map(str::len));
+    });
+    group.finish();
+}
+
+/// One connection evaluated against the policies of its destination.
+fn policies(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("policies");
+    let destination = workload(1, &[]);
+    let from = account("client").parse::<SpiffeId>().expect("an identity");
+    let address = SocketAddr::new(destination.addresses[0], 8080);
+    let access = Access::new(Ipv4Addr::new(10, 1, 0, 3).into(), Some(&from), address);
+    let sets = [
+        ("none", vec![], true),
+        ("1 with 1 principal, which matches", vec![allow(0, principals(0, true))], true),
+        ("1 with 1000 principals, the last matches", vec![allow(0, principals(999, true))], true),
+        (
+            "100 with 10 principals, none matches",
+            (0..100).map(|n| allow(n, principals(10, false))).collect(),
+            false,
+        ),
+    ];
+    for (name, policies, allowed) in sets {
+        let mut mesh = Mesh::new(None);
+        for policy in policies {
+            mesh.upsert_policy(Arc::new(policy));
+        }
+        let evaluate = || mesh.policies_for(black_box(&destination)).evaluate(black_box(&access));
+        assert_eq!(evaluate().decision.is_ok(), allowed, "{name}");
+        group.bench_function(name, |bencher| bencher.iter(evaluate));
+    }
+    group.finish();
+}
+
+/// One connection of a local workload, in a mesh of 10,000 workloads and 1,000 services with ten of them each.
+fn routes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("routes");
+    let mesh = mesh(10_000, 1000);
+    let config = RouteConfig { network: "".into(), illegal_ports: [15001, 15006, 15008].into() };
+    let source = mesh.workload(&uid(0)).expect("it was added").clone();
+    let mut rng = Rng::with_seed(7);
+    let destinations = [
+        ("to a workload", pod_ip(1234), 8080, "hbone"),
+        ("to a service with ten endpoints", vip(20), 80, "hbone"),
+        ("to a service behind a waypoint", vip(WITH_WAYPOINT), 80, "hbone"),
+        ("to an address outside the mesh", Ipv4Addr::new(192, 0, 2, 1).into(), 443, "plain"),
+    ];
+    for (name, ip, port, kind) in destinations {
+        let destination = SocketAddr::new(ip, port);
+        let mut decide =
+            || route(&mesh, &config, black_box(&source), pod_ip(0), black_box(destination), &mut rng);
+        let decided = match decide() {
+            Ok(Route::Hbone(_)) => "hbone",
+            Ok(Route::Plain(_)) => "plain",
+            other => panic!("{name}: {other:?}"),
+        };
+        assert_eq!(decided, kind, "{name}");
+        group.bench_function(name, |bencher| bencher.iter(&mut decide));
+    }
+    group.finish();
+}
+
+/// One changed workload, as when a pod becomes unhealthy, while readers hold the view before.
+fn changes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("changes");
+    for workloads in [1000, 50_000] {
+        let mut mesh = mesh(workloads, workloads / 10);
+        let mut rng = Rng::with_seed(7);
+        group.bench_function(format!("one of {workloads} workloads"), |bencher| {
+            bencher.iter(|| {
+                let index = rng.usize(0..workloads);
+                let before = mesh.clone();
+                mesh.upsert_workload(Arc::new(workload(index, &[index % (workloads / 10)])));
+                before
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Which of the services of [`mesh`] has a waypoint.
+const WITH_WAYPOINT: usize = 1;
+
+/// Workload n is an endpoint of service n modulo `services`.
+fn mesh(workloads: usize, services: usize) -> Mesh {
+    let mut mesh = Mesh::new(Some("node-0".into()));
+    for index in 0..services {
+        let mut service = Service {
+            name: format!("service-{index}").into(),
+            host: host(index),
+            vips: [NetworkAddress { network: "".into(), address: vip(index) }].into(),
+            ports: PortMap::from_iter([(80, 8080)]),
+            ..Service::default()
+        };
+        if index == WITH_WAYPOINT {
+            let destination = NetworkAddress { network: "".into(), address: pod_ip(2) };
+            service.waypoint = Some(GatewayAddress {
+                destination: Destination::Address(destination),
+                hbone_mtls_port: 15008,
+            });
+        }
+        mesh.upsert_service(Arc::new(service));
+    }
+    for index in 0..workloads {
+        mesh.upsert_workload(Arc::new(workload(index, &[index % services])));
+    }
+    mesh
+}
+
+fn workload(index: usize, services: &[usize]) -> Workload {
+    Workload {
+        uid: uid(index).into(),
+        name: format!("workload-{index}").into(),
+        namespace: "shop".into(),
+        service_account: "server".into(),
+        trust_domain: "cluster.local".into(),
+        node: format!("node-{}", index % 100).into(),
+        addresses: [pod_ip(index)].into(),
+        tunnel_protocol: TunnelProtocol::Hbone,
+        services: services.iter().map(|service| (host(*service), PortMap::from_iter([(80, 8080)]))).collect(),
+        ..Workload::default()
+    }
+}
+
+fn uid(index: usize) -> String {
+    format!("Kubernetes//Pod/shop/workload-{index}")
+}
+
+fn host(index: usize) -> NamespacedHostname {
+    let hostname = format!("service-{index}.shop.svc.cluster.local").into();
+    NamespacedHostname { namespace: "shop".into(), hostname }
+}
+
+fn pod_ip(index: usize) -> IpAddr {
+    nth_address(Ipv4Addr::new(10, 0, 0, 1), index)
+}
+
+fn vip(index: usize) -> IpAddr {
+    nth_address(Ipv4Addr::new(172, 16, 0, 1), index)
+}
+
+fn nth_address(first: Ipv4Addr, index: usize) -> IpAddr {
+    let offset = u32::try_from(index).expect("a mesh has fewer addresses");
+    Ipv4Addr::from_bits(first.to_bits() + offset).into()
+}
+
+fn account(name: &str) -> String {
+    format!("spiffe://cluster.local/ns/shop/sa/{name}")
+}
+
+/// A policy of the namespace that allows what has one of these principals.
+fn allow(index: usize, principals: Vec<StringMatch>) -> Policy {
+    let principals = principals.into_iter().map(Ok).collect();
+    let (policy, warnings) = compile(PolicySpec {
+        namespace: "shop".into(),
+        name: format!("policy-{index}").into(),
+        scope: PolicyScope::Namespace,
+        action: Action::Allow,
+        enforcement: Enforcement::Enforced,
+        rules: vec![vec![vec![MatchSpec { principals, ..MatchSpec::default() }]]],
+    });
+    assert!(warnings.is_empty(), "{warnings:?}");
+    policy
+}
+
+/// So many strangers, and then perhaps the client.
+fn principals(strangers: usize, with_client: bool) -> Vec<StringMatch> {
+    let strangers = (0..strangers).map(|number| format!("stranger-{number}"));
+    let names = strangers.chain(with_client.then(|| "client".to_owned()));
+    let principal = |name: String| account(&name).trim_start_matches("spiffe://").into();
+    names.map(|name| StringMatch::Exact(principal(name))).collect()
+}

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use redirect::zds::ZdsError;
 use redirect::{Netns, NetnsId};
 use tokio::time::Instant;
 
@@ -80,6 +81,13 @@ impl<R> Inventory<R> {
     pub(crate) fn keep(&mut self, uid: &PodUid) {
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.insert(uid.clone());
+        }
+    }
+
+    /// A request could not be understood. One that adds a pod with a useless descriptor names that pod nevertheless.
+    pub(crate) fn misunderstood(&mut self, error: &ZdsError) {
+        if let ZdsError::WrongDescriptor { uid, .. } = error {
+            self.keep(&uid.as_str().into());
         }
     }
 
@@ -184,6 +192,15 @@ mod tests {
         assert!(!inventory.is_settled());
         assert_eq!(inventory.end_snapshot(), [(uid("c"), "first")]);
         assert!(inventory.is_settled());
+    }
+
+    #[test]
+    fn a_pod_added_again_with_a_useless_descriptor_stays_served() {
+        let mut inventory = serving(&["a", "b"]);
+        inventory.begin_snapshot();
+        let source = redirect::NetnsError::NotANetworkNamespace;
+        inventory.misunderstood(&ZdsError::WrongDescriptor { uid: "a".to_owned(), source });
+        assert_eq!(inventory.end_snapshot(), [(uid("b"), "first")]);
     }
 
     #[test]

@@ -108,6 +108,7 @@ impl PodManager {
                             self.handle(request).await
                         }
                         Err(error) => {
+                            self.pods.misunderstood(&error);
                             let text = with_causes(&error);
                             if error.recovery() != Recovery::Continue {
                                 // The answer is a courtesy; the error is what counts.

@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 /// Port of the readiness server.
 pub const PORT: u16 = 15021;
 
-/// Whoever does not finish the head of a request in this time is cut off. A kubelet gives up after one second.
+/// Whoever does not finish the head of a request in this time is cut off. A kubelet waits one second by default.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Pause when the kernel has no descriptor for another connection.

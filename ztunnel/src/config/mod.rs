@@ -181,15 +181,12 @@ impl Config {
 }
 
 fn mode(read: &mut Reader<'_>) -> ProxyMode {
-    let workload = read.optional(&settings::PROXY_WORKLOAD_INFO);
     match read.value(&settings::PROXY_MODE) {
         values::Mode::Shared => ProxyMode::Shared { agent: read.value(&settings::INPOD_UDS) },
-        values::Mode::Dedicated => {
-            if workload.is_none() {
-                read.fault(&settings::PROXY_WORKLOAD_INFO, "is required when PROXY_MODE is dedicated");
-            }
-            ProxyMode::Dedicated { workload: workload.unwrap_or_default() }
-        }
+        values::Mode::Dedicated => ProxyMode::Dedicated {
+            workload: read
+                .required(&settings::PROXY_WORKLOAD_INFO, "is required when PROXY_MODE is dedicated"),
+        },
     }
 }
 
@@ -303,6 +300,14 @@ mod tests {
             read(&[mesh, ("PROXY_MODE", "dedicated"), ("PROXY_WORKLOAD_INFO", "ns/pod/sa")]).unwrap();
         assert_eq!(config.sockets.mark, None);
         assert_eq!(config.sockets.sharing, PortSharing::ReuseAddress);
+    }
+
+    #[test]
+    fn a_shared_proxy_has_no_use_for_a_workload() {
+        let mesh = ("LOCAL_XDS_PATH", "mesh.yaml");
+        assert!(read(&[mesh, ("PROXY_WORKLOAD_INFO", "not a workload")]).is_ok());
+        let error = read(&[mesh, ("PROXY_MODE", "dedicated"), ("PROXY_WORKLOAD_INFO", "not a workload")]);
+        assert_eq!(error.unwrap_err().faults.len(), 1);
     }
 
     #[test]

@@ -70,6 +70,14 @@ impl<'a> Reader<'a> {
         value
     }
 
+    /// The value. It is a fault, of this description, if the variable is not set.
+    pub(super) fn required<T: Default>(&mut self, setting: &Setting<T>, missing: &str) -> T {
+        if self.environment.text(setting.name).is_none() {
+            self.fault(setting, missing);
+        }
+        self.optional(setting).unwrap_or_default()
+    }
+
     /// A setting of the reference that this version cannot honour: anything but nothing is a fault.
     pub(super) fn unsupported(&mut self, setting: &Setting<String>) {
         if self.optional(setting).is_some_and(|text| !text.is_empty()) {

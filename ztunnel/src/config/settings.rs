@@ -82,7 +82,7 @@ settings! {
     PROXY_MODE: Mode = Some("shared"), values::mode, "shared or dedicated",
         "Serve all pods a node agent hands over (shared), or one workload in this network namespace (dedicated).";
     PROXY_WORKLOAD_INFO: WorkloadName = None, values::workload_name, "namespace/name/service-account",
-        "The workload of a dedicated proxy.";
+        "The workload of a dedicated proxy; not read in shared mode.";
     INPOD_UDS: PathBuf = Some("/var/run/ztunnel/ztunnel.sock"), values::path, "a path",
         "Unix socket of the node agent.";
     NODE_NAME: String = None, values::text, "a node name",

@@ -225,7 +225,7 @@ fn sockets(read: &mut Reader<'_>, mode: &ProxyMode) -> SocketConfig {
         interval: read.value(&settings::KEEPALIVE_INTERVAL),
         retries: read.value(&settings::KEEPALIVE_RETRIES),
     };
-    let user_timeout = keepalive.idle + keepalive.interval * keepalive.retries;
+    let user_timeout = keepalive.idle.saturating_add(keepalive.interval.saturating_mul(keepalive.retries));
     let families = match read.value(&settings::IPV6_ENABLED) {
         true => Families::Both,
         false => Families::Ipv4,
@@ -314,6 +314,19 @@ mod tests {
     fn a_mark_of_zero_means_no_mark() {
         let config = read(&[("LOCAL_XDS_PATH", "mesh.yaml"), ("PACKET_MARK", "0")]).unwrap();
         assert_eq!(config.sockets.mark, None);
+    }
+
+    #[test]
+    fn no_keepalive_is_too_long_to_add_up() {
+        let keepalive = |interval| {
+            let patient = [("KEEPALIVE_TIME", "3650d"), ("KEEPALIVE_RETRIES", "4294967295")];
+            let pairs =
+                [("LOCAL_XDS_PATH", "a"), ("USER_TIMEOUT_ENABLED", "true"), ("KEEPALIVE_INTERVAL", interval)];
+            read(&[&pairs[..], &patient].concat())
+        };
+        let sum = Duration::from_secs(3_650 * 86_400 * (1 << 32));
+        assert_eq!(keepalive("3650d").unwrap().sockets.user_timeout, Some(sum));
+        assert!(keepalive("9999999999999999999").is_err());
     }
 
     #[test]

@@ -95,7 +95,7 @@ settings! {
         "The same, inline.";
     LOCAL_CA_PATH: PathBuf = Some("/var/run/ztunnel/ca"), values::path, "a path",
         "Directory of the local certificate authority. Made on first use; proxies that share it trust each other.";
-    SECRET_TTL: Duration = Some("24h"), values::duration, "a duration such as 24h",
+    SECRET_TTL: Duration = Some("24h"), values::duration, "a duration such as 24h, at most 3650d",
         "Lifetime of the certificates asked for.";
     XDS_ADDRESS: String = None, values::text, "nothing: the mesh comes from LOCAL_XDS_PATH or LOCAL_XDS",
         "Control plane.";
@@ -115,9 +115,9 @@ settings! {
         "Let another proxy listen beside this one, as during an upgrade.";
     KEEPALIVE_ENABLED: bool = Some("true"), values::boolean, "true or false",
         "TCP keepalive on connections to and from applications and tunnels.";
-    KEEPALIVE_TIME: Duration = Some("180s"), values::duration, "a duration such as 180s",
+    KEEPALIVE_TIME: Duration = Some("180s"), values::duration, "a duration such as 180s, at most 3650d",
         "Idle time before the first keepalive probe.";
-    KEEPALIVE_INTERVAL: Duration = Some("180s"), values::duration, "a duration such as 180s",
+    KEEPALIVE_INTERVAL: Duration = Some("180s"), values::duration, "a duration such as 180s, at most 3650d",
         "Time between keepalive probes.";
     KEEPALIVE_RETRIES: u32 = Some("9"), values::number, "a number",
         "Unanswered keepalive probes that end a connection.";
@@ -125,7 +125,7 @@ settings! {
         "End connections whose sent bytes stay unacknowledged for as long as keepalive would take.";
     POOL_MAX_STREAMS_PER_CONNECTION: u16 = Some("100"), values::positive, "a number from 1 to 65535",
         "Connections carried by one tunnel.";
-    POOL_UNUSED_RELEASE_TIMEOUT: Duration = Some("5m"), values::duration, "a duration such as 5m",
+    POOL_UNUSED_RELEASE_TIMEOUT: Duration = Some("5m"), values::duration, "a duration such as 5m, at most 3650d",
         "How long an unused tunnel is kept.";
     HTTP2_STREAM_WINDOW_SIZE: u32 = Some("4194304"), values::window, "a number of bytes from 1 to 2147483647",
         "Bytes a peer may send on one stream before we have passed them on.";
@@ -145,9 +145,9 @@ settings! {
         "CPU limit of the pod; goes before ZTUNNEL_CPU_LIMIT.";
     ZTUNNEL_RESOURCE_CPU_REQUEST: CpuCount = None, values::cpu_quantity, "CPUs such as 2, 1.5 or 500m",
         "CPU request of the pod: raises the default number of threads to at least this.";
-    CONNECTION_TERMINATION_DEADLINE: Duration = None, values::duration, "a duration such as 25s",
+    CONNECTION_TERMINATION_DEADLINE: Duration = None, values::duration, "a duration such as 25s, at most 3650d",
         "How long connections may finish after shutdown was asked for.";
-    TERMINATION_GRACE_PERIOD_SECONDS: u64 = None, values::seconds, "a number of seconds",
+    TERMINATION_GRACE_PERIOD_SECONDS: u64 = None, values::seconds, "a number of seconds, at most 315360000",
         "Grace period of the pod, from which that deadline is taken when it is not set. Neither set: 5s.";
     RUST_LOG: String = Some("info"), values::text, "a comma list of level or target=level",
         "Which events are logged.";

@@ -59,8 +59,11 @@ pub(super) fn number(text: &str) -> Option<u32> {
     text.parse().ok()
 }
 
+/// Ten years. Times of this size can be added to one another and to the clock without a thought.
+const LONGEST: Duration = Duration::from_secs(3_650 * 86_400);
+
 pub(super) fn seconds(text: &str) -> Option<u64> {
-    text.parse().ok()
+    text.parse().ok().filter(|seconds| *seconds <= LONGEST.as_secs())
 }
 
 pub(super) fn positive<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Option<T> {
@@ -142,9 +145,10 @@ pub(super) fn cpu_quantity(text: &str) -> Option<CpuCount> {
     (cpus.is_finite() && cpus > 0.0 && cpus < f64::from(u16::MAX)).then(|| CpuCount(cpus.ceil() as usize))
 }
 
-/// `30s`, `1m30s`, `500ms`; a bare number is seconds; `+` adds and `*` multiplies.
+/// `30s`, `1m30s`, `500ms`; a bare number is seconds; `+` adds and `*` multiplies. At most [`LONGEST`].
 pub(super) fn duration(text: &str) -> Option<Duration> {
-    text.split('+').map(product).try_fold(Duration::ZERO, |sum, term| sum.checked_add(term?))
+    let sum = text.split('+').map(product).try_fold(Duration::ZERO, |sum, term| sum.checked_add(term?));
+    sum.filter(|sum| *sum <= LONGEST)
 }
 
 fn product(text: &str) -> Option<Duration> {
@@ -200,6 +204,16 @@ mod tests {
         for wrong in ["", "s", "5 parsecs", "1m30", "-1s", "99999999999999999999s", "+"] {
             assert_eq!(seconds(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn nothing_lasts_longer_than_ten_years() {
+        assert_eq!(duration("3650d"), Some(LONGEST));
+        assert_eq!(seconds("315360000"), Some(LONGEST.as_secs()));
+        for wrong in ["3650d1ns", "3650d+1s", "1d*3651", "9999999999999999999"] {
+            assert_eq!(duration(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(seconds("315360001"), None);
     }
 
     #[test]

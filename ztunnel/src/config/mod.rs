@@ -47,7 +47,7 @@ pub struct Config {
     pub server: ServerSettings,
     /// How tunnels are shared and kept.
     pub pool: PoolSettings,
-    /// Whether tunnel responses describe this side's workload, and requests' descriptions are read.
+    /// Whether tunnel responses describe this side's workload.
     pub response_baggage: bool,
     /// Whether traffic for an application tunnel is delivered to loopback.
     pub localhost_app_tunnel: bool,

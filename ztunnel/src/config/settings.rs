@@ -129,12 +129,12 @@ settings! {
         "How long an unused tunnel is kept.";
     HTTP2_STREAM_WINDOW_SIZE: u32 = Some("4194304"), values::window, "a number of bytes from 1 to 2147483647",
         "Bytes a peer may send on one stream before we have passed them on.";
-    HTTP2_CONNECTION_WINDOW_SIZE: u32 = Some("16777216"), values::window, "a number of bytes from 65535 to 2147483647",
+    HTTP2_CONNECTION_WINDOW_SIZE: u32 = Some("16777216"), values::connection_window, "a number of bytes from 65535 to 2147483647",
         "The same for a whole tunnel.";
     HTTP2_FRAME_SIZE: u32 = Some("1048576"), values::frame_size, "a number of bytes from 16384 to 16777215",
         "Largest frame we accept.";
     ENABLE_RESPONSE_BAGGAGE: bool = Some("true"), values::boolean, "true or false",
-        "Describe this side's workload in tunnel responses, and read the description in requests.";
+        "Describe this side's workload in tunnel responses.";
     LOCALHOST_APP_TUNNEL: bool = Some("true"), values::boolean, "true or false",
         "Deliver traffic for an application tunnel to loopback.";
     ZTUNNEL_WORKER_THREADS: WorkerCount = None, values::worker_count, "a number, 0 for all CPUs, or a percentage such as 50%",

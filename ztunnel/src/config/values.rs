@@ -75,6 +75,11 @@ pub(super) fn window(text: &str) -> Option<u32> {
     positive(text).filter(|bytes| *bytes < 1 << 31)
 }
 
+/// RFC 9113, section 6.9.2: a connection begins with 65,535 bytes, and no setting takes any of them away.
+pub(super) fn connection_window(text: &str) -> Option<u32> {
+    window(text).filter(|bytes| *bytes >= 65_535)
+}
+
 /// RFC 9113, section 6.5.2.
 pub(super) fn frame_size(text: &str) -> Option<u32> {
     number(text).filter(|bytes| (16_384..=16_777_215).contains(bytes))
@@ -214,6 +219,13 @@ mod tests {
             assert_eq!(duration(wrong), None, "{wrong:?}");
         }
         assert_eq!(seconds("315360001"), None);
+    }
+
+    #[test]
+    fn a_connection_window_is_no_smaller_than_it_begins() {
+        assert_eq!([connection_window("65534"), connection_window("65535")], [None, Some(65_535)]);
+        let largest = (1 << 31) - 1;
+        assert_eq!([connection_window("2147483647"), connection_window("2147483648")], [Some(largest), None]);
     }
 
     #[test]

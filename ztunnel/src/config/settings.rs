@@ -137,9 +137,9 @@ settings! {
         "Describe this side's workload in tunnel responses.";
     LOCALHOST_APP_TUNNEL: bool = Some("true"), values::boolean, "true or false",
         "Deliver traffic for an application tunnel to loopback.";
-    ZTUNNEL_WORKER_THREADS: WorkerCount = None, values::worker_count, "a number, 0 for all CPUs, or a percentage such as 50%",
+    ZTUNNEL_WORKER_THREADS: WorkerCount = None, values::worker_count, "a number up to 65535, 0 for all CPUs, or a percentage such as 50%",
         "Data-plane threads. Not set: from the CPU limit and request, else a quarter of the CPUs, at least 2.";
-    ZTUNNEL_CPU_LIMIT: CpuCount = None, values::cpu_count, "a number of CPUs",
+    ZTUNNEL_CPU_LIMIT: CpuCount = None, values::cpu_count, "a number of CPUs from 1 to 65535",
         "CPUs of which percentages are taken.";
     ZTUNNEL_RESOURCE_CPU_LIMIT: CpuCount = None, values::cpu_quantity, "CPUs such as 2, 1.5 or 500m",
         "CPU limit of the pod; goes before ZTUNNEL_CPU_LIMIT.";

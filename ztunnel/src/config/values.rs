@@ -130,15 +130,15 @@ pub(super) fn worker_count(text: &str) -> Option<WorkerCount> {
         Some(percent) => {
             percent.parse().ok().filter(|percent| (1..=100).contains(percent)).map(WorkerCount::Percent)
         }
-        None => match text.parse().ok()? {
+        None => match text.parse::<u16>().ok()? {
             0 => Some(WorkerCount::AllCpus),
-            threads => Some(WorkerCount::Threads(threads)),
+            threads => Some(WorkerCount::Threads(threads.into())),
         },
     }
 }
 
 pub(super) fn cpu_count(text: &str) -> Option<CpuCount> {
-    text.parse().ok().filter(|cpus| *cpus > 0).map(CpuCount)
+    positive::<u16>(text).map(|cpus| CpuCount(cpus.into()))
 }
 
 /// A Kubernetes CPU quantity, rounded up to whole CPUs.
@@ -226,6 +226,16 @@ mod tests {
         assert_eq!([connection_window("65534"), connection_window("65535")], [None, Some(65_535)]);
         let largest = (1 << 31) - 1;
         assert_eq!([connection_window("2147483647"), connection_window("2147483648")], [Some(largest), None]);
+    }
+
+    #[test]
+    fn no_machine_has_more_than_65535_cpus() {
+        assert_eq!(
+            [cpu_count("65535"), cpu_count("65536"), cpu_count("0")],
+            [Some(CpuCount(65_535)), None, None]
+        );
+        assert_eq!(worker_count("65535"), Some(WorkerCount::Threads(65_535)));
+        assert_eq!(worker_count("18446744073709551615"), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::time::Duration;
 use hbone::{ClientSettings, PoolSettings, ServerSettings};
 use redirect::socket::{Keepalive, PortSharing, Transparency};
 
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFilter, LogFormat};
 use read::Reader;
 pub use read::{Environment, Fault, ProcessEnvironment};
 pub use values::WorkloadName;
@@ -58,7 +58,7 @@ pub struct Config {
     /// Form of the log lines.
     pub log_format: LogFormat,
     /// Which events are logged.
-    pub log_filter: String,
+    pub log_filter: LogFilter,
 }
 
 /// Whose traffic this process serves.
@@ -282,13 +282,18 @@ mod tests {
 
     #[test]
     fn every_fault_is_reported_at_once() {
-        let error =
-            read(&[("PROXY_MODE", "both"), ("PACKET_MARK", "-1"), ("KEEPALIVE_TIME", "soon")]).unwrap_err();
+        let error = read(&[
+            ("PROXY_MODE", "both"),
+            ("PACKET_MARK", "-1"),
+            ("KEEPALIVE_TIME", "soon"),
+            ("RUST_LOG", "banana"),
+        ])
+        .unwrap_err();
         let text = error.to_string();
-        for name in ["PROXY_MODE", "PACKET_MARK", "KEEPALIVE_TIME", "LOCAL_XDS_PATH"] {
+        for name in ["PROXY_MODE", "PACKET_MARK", "KEEPALIVE_TIME", "LOCAL_XDS_PATH", "RUST_LOG"] {
             assert!(text.contains(name), "{name} in {text}");
         }
-        assert_eq!(error.faults.len(), 4, "{text}");
+        assert_eq!(error.faults.len(), 5, "{text}");
     }
 
     #[test]

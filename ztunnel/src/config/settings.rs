@@ -9,7 +9,7 @@ use std::time::Duration;
 use identity::{KeyExchange, TlsVersions};
 
 use super::values::{self, CpuCount, Mode, WorkerCount, WorkloadName};
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFilter, LogFormat};
 
 /// One environment variable.
 pub struct Setting<T> {
@@ -149,8 +149,8 @@ settings! {
         "How long connections may finish after shutdown was asked for.";
     TERMINATION_GRACE_PERIOD_SECONDS: u64 = None, values::seconds, "a number of seconds, at most 315360000",
         "Grace period of the pod, from which that deadline is taken when it is not set. Neither set: 5s.";
-    RUST_LOG: String = Some("info"), values::text, "a comma list of level or target=level",
-        "Which events are logged.";
+    RUST_LOG: LogFilter = Some("info"), values::log_filter, "a comma list of level or target=level, such as info,access=off",
+        "Which events are logged: off, error, warn, info, debug or trace; the longest matching target counts.";
     LOG_FORMAT: LogFormat = Some("plain"), values::log_format, "plain or json",
         "Form of the log lines.";
 }

@@ -5,8 +5,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use identity::{KeyExchange, TlsVersions};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFilter, LogFormat};
 
 /// The workload of a dedicated proxy.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -105,6 +106,34 @@ pub(super) fn log_format(text: &str) -> Option<LogFormat> {
     match text {
         "json" => Some(LogFormat::Json),
         _ => Some(LogFormat::Text),
+    }
+}
+
+/// A comma list of `level`, for everything, or `target=level`, for what is logged under targets that begin so. The
+/// longest target counts. Nothing, and words that are no level, are refused: they would silence the log.
+pub(super) fn log_filter(text: &str) -> Option<LogFilter> {
+    let targets = text.split(',').try_fold(Targets::new(), |targets, item| match item.split_once('=') {
+        None => Some(targets.with_default(level(item)?)),
+        Some((target, text)) => Some(targets.with_target(log_target(target)?, level(text)?)),
+    })?;
+    Some(LogFilter { text: text.to_owned(), targets })
+}
+
+/// A Rust path, or a name such as `access`.
+fn log_target(text: &str) -> Option<&str> {
+    let part_of_name = |character: char| character.is_ascii_alphanumeric() || "_-:".contains(character);
+    (!text.is_empty() && text.chars().all(part_of_name)).then_some(text)
+}
+
+fn level(text: &str) -> Option<LevelFilter> {
+    match text.to_ascii_lowercase().as_str() {
+        "off" => Some(LevelFilter::OFF),
+        "error" => Some(LevelFilter::ERROR),
+        "warn" => Some(LevelFilter::WARN),
+        "info" => Some(LevelFilter::INFO),
+        "debug" => Some(LevelFilter::DEBUG),
+        "trace" => Some(LevelFilter::TRACE),
+        _ => None,
     }
 }
 
@@ -236,6 +265,29 @@ mod tests {
         );
         assert_eq!(worker_count("65535"), Some(WorkerCount::Threads(65_535)));
         assert_eq!(worker_count("18446744073709551615"), None);
+    }
+
+    #[test]
+    fn the_longest_target_of_a_log_filter_counts() {
+        use tracing::Level;
+
+        let filter = log_filter("ztunnel::proxy=TRACE,info,ztunnel=warn,access=off").unwrap().targets;
+        let logs = |target, level| filter.would_enable(target, &level);
+        assert!(logs("h2::codec", Level::INFO) && !logs("h2::codec", Level::DEBUG));
+        assert!(logs("ztunnel::app", Level::WARN) && !logs("ztunnel::app", Level::INFO));
+        assert!(logs("ztunnel::proxy::copy", Level::TRACE));
+        assert!(!logs("access", Level::ERROR));
+        let silent = log_filter("off").unwrap().targets;
+        assert!(!silent.would_enable("ztunnel", &Level::ERROR));
+    }
+
+    #[test]
+    fn a_log_filter_that_would_not_do_what_it_says_is_refused() {
+        let wrong =
+            ["", "banana", "info,", "info, debug", "=info", "ztunnel=", "a=b=info", "a[span]=info", "3"];
+        for text in wrong {
+            assert!(log_filter(text).is_none(), "{text:?}");
+        }
     }
 
     #[test]

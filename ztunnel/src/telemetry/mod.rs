@@ -11,10 +11,11 @@ use std::fmt;
 use thiserror::Error;
 use tracing::Subscriber;
 use tracing::span::{Attributes, Id, Record};
+use tracing_subscriber::Registry;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Registry};
 
 pub use format::with_causes;
 use format::{Fields, Line};
@@ -30,37 +31,29 @@ pub enum LogFormat {
     Json,
 }
 
-/// The log filter could not be used.
-#[derive(Debug, Error)]
-pub enum LogError {
-    /// The text is not a comma list of `level` or `target=level`.
-    #[error(
-        "RUST_LOG: cannot read {filter:?}; expected a comma list of level or target=level, such as info,access=off"
-    )]
-    Filter {
-        /// The text as given.
-        filter: String,
-        /// What the parser found wrong.
-        #[source]
-        source: tracing_subscriber::filter::ParseError,
-    },
-    /// Logging was set up before in this process.
-    #[error("logging is already set up in this process")]
-    AlreadySet,
+/// Which events are logged.
+#[derive(Clone, Debug)]
+pub struct LogFilter {
+    /// As the operator wrote it.
+    pub text: String,
+    /// The same, understood.
+    pub targets: Targets,
 }
+
+/// Logging was set up before in this process.
+#[derive(Debug, Error)]
+#[error("logging is already set up in this process")]
+pub struct AlreadySet;
 
 /// Starts logging for the process, to standard output.
 ///
 /// The returned writer owns the writing thread. Keep it until exit: dropping it waits a moment for queued lines.
-pub fn start(format: LogFormat, filter: &str) -> Result<LogWriter, LogError> {
-    let parsed = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })?;
+pub fn start(format: LogFormat, filter: &LogFilter) -> Result<LogWriter, AlreadySet> {
     let (writer, lines) = LogWriter::start(std::io::stdout());
     Registry::default()
-        .with(LogLayer { format, lines }.with_filter(parsed))
+        .with(LogLayer { format, lines }.with_filter(filter.targets.clone()))
         .try_init()
-        .map_err(|_| LogError::AlreadySet)?;
+        .map_err(|_| AlreadySet)?;
     Ok(writer)
 }
 

@@ -4,9 +4,10 @@
 mod lab;
 
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{
     CLIENT, ELSEWHERE, MARK, POD, accept, assert_connected, canonical, dial, mark_of, namespace, serve,
@@ -14,6 +15,7 @@ use lab::{
 use redirect::socket::{
     ConnectFailure, ConnectOptions, Keepalive, ListenErrorKind, ListenOptions, ListenStep,
     OriginalDestination, PortSharing, Transparency, bind_udp, connect, listen, original_destination,
+    unsent_bytes,
 };
 use redirect::{Netns, NetnsError, privileges};
 use socket2::SockRef;
@@ -284,6 +286,44 @@ async fn a_failed_connection_says_whose_fault_it_is() {
     assert_eq!(error.reason, ConnectFailure::TimedOut);
     assert_eq!(error.source.kind(), std::io::ErrorKind::TimedOut);
     assert_eq!(error.to_string(), "cannot connect to 192.0.2.7:80: timed out");
+}
+
+#[test]
+fn bytes_are_unsent_until_the_peer_has_taken_them() {
+    let Some(netns) = namespace() else { return };
+    let listener = serve(&netns, 8080);
+    let mut near = dial(&netns, lab::LOOPBACK[0], 8080);
+    let (mut far, _) = accept(&listener, lab::PATIENCE).unwrap();
+    assert_eq!(unsent_bytes(&near).unwrap(), 0);
+
+    near.set_nonblocking(true).unwrap();
+    let mut written = 0;
+    while let Ok(count) = near.write(&[7; 64 * 1024]) {
+        written += count;
+    }
+    let unsent = unsent_bytes(&near).unwrap();
+    assert!((1..=written).contains(&unsent), "{unsent} of {written}");
+    assert_eq!(unsent_bytes(&far).unwrap(), 0, "the other direction is another queue");
+
+    far.set_read_timeout(Some(lab::PATIENCE)).unwrap();
+    far.read_exact(&mut vec![0; written]).unwrap();
+    // The last acknowledgement may be delayed.
+    let deadline = Instant::now() + lab::PATIENCE;
+    while unsent_bytes(&near).unwrap() != 0 {
+        assert!(Instant::now() < deadline, "{} bytes are left", unsent_bytes(&near).unwrap());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn only_a_connected_tcp_socket_has_unsent_bytes() {
+    let Some(netns) = namespace() else { return };
+    let invalid = std::io::ErrorKind::InvalidInput;
+    assert_eq!(unsent_bytes(&serve(&netns, 8080)).unwrap_err().kind(), invalid);
+    let udp = bind_udp(Some(&netns), any(0), None, None).unwrap();
+    assert_eq!(unsent_bytes(&udp).unwrap_err().kind(), invalid);
+    let file = tempfile::tempfile().unwrap();
+    assert_eq!(unsent_bytes(&file).unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
 }
 
 #[test]

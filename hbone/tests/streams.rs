@@ -18,17 +18,6 @@ use tokio::task::spawn_local;
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// A dialled stream whose other end is scripted; the stream's number is 1.
-async fn scripted(settings: &[(u16, u32)]) -> (HboneStream, Raw) {
-    let (near, far) = duplex(TRANSPORT);
-    let (tunnel, _driver) = tunnel(near, &ClientSettings::default()).await;
-    let mut peer = Raw::server(far, settings).await;
-    let connect = spawn_local(async move { tunnel.connect(&request("10.0.0.1:80"), soon()).await });
-    assert_eq!(peer.expect(raw::HEADERS).await.stream, 1);
-    peer.accept(1).await;
-    (connect.await.unwrap().unwrap().stream, peer)
-}
-
 #[test]
 fn megabytes_arrive_intact_both_ways_at_once() {
     run(async {

@@ -12,6 +12,7 @@ use hbone::{
     Authority, ClientSettings, ConnectRequest, Driver, HboneStream, IncomingConnect, RecvHalf, Server,
     ServerSettings, StreamError, Tunnel, TunnelError,
 };
+use raw::Raw;
 use tokio::io::{DuplexStream, duplex};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
@@ -133,6 +134,17 @@ pub(crate) async fn connected_with(
     let accepted = server.accept().await.unwrap().unwrap().accept(None).unwrap();
     serve(server, |_| async {});
     (connect.await.unwrap().unwrap().stream, accepted)
+}
+
+/// A dialled stream whose other end is scripted; the stream's number is 1.
+pub(crate) async fn scripted(settings: &[(u16, u32)]) -> (HboneStream, Raw) {
+    let (near, far) = duplex(TRANSPORT);
+    let (tunnel, _driver) = tunnel(near, &ClientSettings::default()).await;
+    let mut peer = Raw::server(far, settings).await;
+    let connect = spawn_local(async move { tunnel.connect(&request("10.0.0.1:80"), soon()).await });
+    assert_eq!(peer.expect(raw::HEADERS).await.stream, 1);
+    peer.accept(1).await;
+    (connect.await.unwrap().unwrap().stream, peer)
 }
 
 /// `length` bytes that differ from place to place.

@@ -13,6 +13,7 @@ use support::farm::*;
 use support::raw::{self, Raw};
 use support::*;
 use tokio::io::duplex;
+use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::Instant;
 
@@ -158,6 +159,107 @@ fn a_slot_that_comes_free_goes_to_one_who_waits_for_a_dial() {
         assert_eq!(farm.dials(), 2);
         drop(held);
         waiting.await.unwrap().unwrap();
+    });
+}
+
+/// Notes when it is dropped.
+struct Dropped(Rc<Cell<usize>>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+/// A dial that never ends, and counts how often it was dropped.
+fn endless(dropped: &Rc<Cell<usize>>) -> impl AsyncFnOnce() -> Result<Tunnel, Rc<str>> + Clone + 'static {
+    let dropped = dropped.clone();
+    move || async move {
+        let _guard = Dropped(dropped);
+        std::future::pending().await
+    }
+}
+
+#[test]
+fn a_drained_pool_drops_its_dials_and_turns_away_everyone_who_waits_for_them() {
+    run_simulated(async {
+        let (pool, dropped) = (pool(1), Rc::new(Cell::new(0)));
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..3)
+            .map(|_| {
+                let (pool, dial) = (pool.clone(), endless(&dropped));
+                spawn_local(async move { pool.acquire(&"a", soon(), dial).await })
+            })
+            .collect();
+        settle().await;
+        assert_eq!((pool.keys(), dropped.get()), (1, 0));
+        pool.drain();
+        for task in tasks {
+            let outcome = task.await.unwrap();
+            assert!(matches!(outcome, Err(PoolError::Drained)), "{outcome:?}");
+        }
+        settle().await;
+        assert_eq!((pool.keys(), dropped.get()), (0, 3));
+        assert!(start.elapsed().is_zero(), "nobody waited for a deadline");
+    });
+}
+
+#[test]
+fn a_dial_that_nobody_waits_for_any_more_is_dropped_with_the_pool() {
+    run(async {
+        let (pool, dropped) = (pool(1), Rc::new(Cell::new(0)));
+        let caller = {
+            let (pool, dial) = (pool.clone(), endless(&dropped));
+            spawn_local(async move { pool.acquire(&"a", soon(), dial).await })
+        };
+        settle().await;
+        caller.abort();
+        settle().await;
+        assert_eq!(dropped.get(), 0);
+        drop(pool);
+        settle().await;
+        assert_eq!(dropped.get(), 1);
+    });
+}
+
+#[test]
+fn a_turn_to_dial_that_is_taken_after_the_pool_was_drained_is_not_used() {
+    run_simulated(async {
+        let (pool, dials, gate, dialled) =
+            (pool(2), Rc::new(Cell::new(0)), Rc::new(Notify::new()), Rc::new(Notify::new()));
+        let useless = {
+            let (dials, gate, dialled) = (dials.clone(), gate.clone(), dialled.clone());
+            move || async move {
+                dials.set(dials.get() + 1);
+                gate.notified().await;
+                let (tunnel, _server) = pair().await;
+                tunnel.retire();
+                // Tasks run in the order in which they are woken: this one before the second caller, who
+                // is given the next dial because this one was of no use.
+                dialled.notify_one();
+                Ok(tunnel)
+            }
+        };
+        let tasks = [(); 2].map(|()| {
+            let (pool, dial) = (pool.clone(), useless.clone());
+            spawn_local(async move { pool.acquire(&"a", soon(), dial).await })
+        });
+        let drain = spawn_local({
+            let pool = pool.clone();
+            async move {
+                dialled.notified().await;
+                pool.drain();
+            }
+        });
+        settle().await;
+        let start = Instant::now();
+        gate.notify_one();
+        drain.await.unwrap();
+        for task in tasks {
+            assert!(matches!(task.await.unwrap(), Err(PoolError::Drained)));
+        }
+        assert_eq!(dials.get(), 1);
+        assert!(start.elapsed().is_zero(), "nobody waited for a deadline");
     });
 }
 

@@ -26,7 +26,7 @@ use std::fmt;
 use std::hash::Hash;
 use std::rc::{Rc, Weak};
 
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::client::{ConnectError, ConnectRequest, Connected, Lease, Tunnel};
@@ -64,6 +64,8 @@ struct Home<K: Eq + Hash, E> {
     /// Tunnels in all entries.
     tunnels: Cell<usize>,
     drained: Cell<bool>,
+    /// Dials under way, and some that are over.
+    dials: RefCell<JoinSet<()>>,
     /// The one timer, there while there are tunnels.
     sweeper: RefCell<Option<AbortHandle>>,
 }
@@ -80,14 +82,15 @@ where
             entries: RefCell::new(HashMap::new()),
             tunnels: Cell::new(0),
             drained: Cell::new(false),
+            dials: RefCell::default(),
             sweeper: RefCell::new(None),
         }))
     }
 
     /// A slot on a tunnel for `key`, until `deadline`. `dial` opens a tunnel if one is needed.
     ///
-    /// Dials run as tasks of their own, so that a caller who goes away takes nothing from those who
-    /// share its dial: `dial` must bring its own time limits. Dropping the future gives up the place in
+    /// Dials run as tasks of the pool, so that a caller who goes away takes nothing from those who share
+    /// its dial: `dial` must bring its own time limits. A pool that is drained drops them. Dropping the future gives up the place in
     /// the queue.
     pub async fn acquire<D>(&self, key: &K, deadline: Instant, dial: D) -> Result<Lease, PoolError<E>>
     where
@@ -102,9 +105,11 @@ where
         loop {
             match timeout_at(deadline, ticket.turn()).await {
                 Ok(Some(Turn::Stream(lease))) => return Ok(lease),
+                // The turn may have been given before the pool was drained, and taken only now.
+                Ok(Some(Turn::Dial(_))) if self.0.is_drained() => return Err(PoolError::Drained),
                 Ok(Some(Turn::Dial(permit))) => {
                     if let Some(dial) = dial.take() {
-                        tokio::task::spawn_local(async move { permit.finish(dial().await) });
+                        self.0.spawn_dial(async move { permit.finish(dial().await) });
                     }
                     ticket.wait_on();
                 }
@@ -141,8 +146,8 @@ where
         lease.connect(request, deadline).await.map_err(PoolError::Connect)
     }
 
-    /// Gives no more tunnels and forgets those it has: each closes after its last stream, with GOAWAY.
-    /// Callers that wait fail with [`PoolError::Drained`].
+    /// Gives no more tunnels, drops the dials under way and forgets the tunnels it has: each closes after
+    /// its last stream, with GOAWAY. Callers that wait fail with [`PoolError::Drained`].
     pub fn drain(&self) {
         self.0.drain();
     }
@@ -192,6 +197,12 @@ impl<K: Eq + Hash, E> Home<K, E> {
         self.drained.get()
     }
 
+    fn spawn_dial(&self, dial: impl Future<Output = ()> + 'static) {
+        let mut dials = self.dials.borrow_mut();
+        while dials.try_join_next().is_some() {}
+        dials.spawn_local(dial);
+    }
+
     fn removed(&self, tunnels: usize) {
         self.tunnels.set(self.tunnels.get() - tunnels);
     }
@@ -230,6 +241,7 @@ impl<K: Eq + Hash, E> Home<K, E> {
         if let Some(sweeper) = self.sweeper.borrow_mut().take() {
             sweeper.abort();
         }
+        self.dials.borrow_mut().abort_all();
         let entries = std::mem::take(&mut *self.entries.borrow_mut());
         entries.into_values().for_each(|entry| entry.drain());
     }

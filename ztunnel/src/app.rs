@@ -95,8 +95,8 @@ async fn control(config: Config) -> Result<(), AppError> {
             ProxyMode::Shared { agent } => {
                 let ready = readiness.register("workload proxy manager");
                 proxy_ready.done();
-                let manager =
-                    PodManager::new(agent, config.sockets.clone(), workers.handles().clone(), ready);
+                let (sockets, certificates) = (config.sockets.clone(), shared.certificates.clone());
+                let manager = PodManager::new(agent, sockets, workers.handles().clone(), certificates, ready);
                 manager.run(stopped(stopping)).await.map_err(AppError::from)
             }
             ProxyMode::Dedicated { workload } => {

@@ -10,7 +10,6 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
@@ -53,8 +52,13 @@ impl WorkerHandle {
         drop(self.jobs.send(Box::new(job)).await);
     }
 
+    fn occupy(&self) -> Occupied {
+        self.load.fetch_add(1, Ordering::Relaxed);
+        Occupied { load: self.load.clone() }
+    }
+
     /// A place in the worker's queue, if there is one.
-    pub(crate) fn reserve(&self) -> Option<Slot<'_>> {
+    fn reserve(&self) -> Option<Slot<'_>> {
         self.jobs.try_reserve().ok().map(Slot)
     }
 
@@ -88,20 +92,20 @@ impl Worker {
         &self.shared
     }
 
-    /// The worker with the fewest connections. This one when it is among them: staying saves waking another thread.
-    pub(crate) fn least_loaded(&self) -> Option<&WorkerHandle> {
+    /// A place on the worker with the fewest connections, which counts from now. Nothing when that is this one, since
+    /// staying saves waking another thread, or when the other's queue is full.
+    pub(crate) fn hand_over(&self) -> Option<(Slot<'_>, Occupied)> {
         let here = self.all[self.index].load();
-        self.all
-            .iter()
-            .min_by_key(|worker| worker.load())
-            .filter(|worker| worker.index != self.index && worker.load() < here)
+        let other = self.all.iter().min_by_key(|worker| worker.load())?;
+        if other.index == self.index || other.load() >= here {
+            return None;
+        }
+        Some((other.reserve()?, other.occupy()))
     }
 
     /// Counts a connection for as long as the guard lives.
     pub(crate) fn occupy(&self) -> Occupied {
-        let load = self.all[self.index].load.clone();
-        load.fetch_add(1, Ordering::Relaxed);
-        Occupied { load }
+        self.all[self.index].occupy()
     }
 
     pub(crate) fn pod(&self, instance: PodInstance) -> Option<Rc<LocalPod>> {
@@ -137,15 +141,17 @@ impl Drop for Occupied {
     }
 }
 
-/// The data-plane threads. They end when this is dropped and their connections are gone or cut.
+/// The data-plane threads. They run until the process ends.
 #[derive(Debug)]
 pub(crate) struct Workers {
     handles: Arc<[WorkerHandle]>,
-    _threads: Vec<JoinHandle<()>>,
 }
 
 impl Workers {
     /// Starts `count` threads, named `ztunnel-0` and so on.
+    ///
+    /// # Aborts
+    /// The process, when a worker panics later: its pods would have listeners that nobody serves.
     pub(crate) fn start(count: usize, shared: &Arc<Shared>) -> io::Result<Self> {
         let (handles, queues): (Vec<_>, Vec<_>) = (0..count)
             .map(|index| {
@@ -154,25 +160,42 @@ impl Workers {
             })
             .unzip();
         let handles: Arc<[WorkerHandle]> = handles.into();
-        let threads = queues
-            .into_iter()
-            .enumerate()
-            .map(|(index, queue)| {
-                let (shared, all) = (shared.clone(), handles.clone());
-                let runtime =
-                    || Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-                std::thread::Builder::new().name(format!("ztunnel-{index}")).spawn(move || match runtime() {
-                    Ok(runtime) => runtime.block_on(run(shared, all, index, queue)),
-                    Err(error) => tracing::error!(index, %error, "cannot start a data-plane thread"),
-                })
-            })
-            .collect::<io::Result<Vec<_>>>()?;
-        Ok(Self { handles, _threads: threads })
+        for (index, queue) in queues.into_iter().enumerate() {
+            let (shared, all) = (shared.clone(), handles.clone());
+            let (started, start) = std::sync::mpsc::channel();
+            std::thread::Builder::new().name(format!("ztunnel-{index}")).spawn(move || {
+                let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+                let (runtime, outcome) = match runtime {
+                    Ok(runtime) => (Some(runtime), Ok(())),
+                    Err(error) => (None, Err(error)),
+                };
+                // Fails when `start` has given up, which ends the process.
+                drop(started.send(outcome));
+                if let Some(runtime) = runtime {
+                    let _alive = AbortOnPanic;
+                    runtime.block_on(run(shared, all, index, queue));
+                }
+            })?;
+            start
+                .recv()
+                .unwrap_or_else(|_| Err(io::Error::other("a data-plane thread ended at its start")))?;
+        }
+        Ok(Self { handles })
     }
 
     /// All workers.
     pub(crate) fn handles(&self) -> &Arc<[WorkerHandle]> {
         &self.handles
+    }
+}
+
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 

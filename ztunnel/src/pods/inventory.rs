@@ -141,6 +141,11 @@ impl<R> Inventory<R> {
     }
 
     /// Everything that runs.
+    pub(crate) fn running(&self) -> impl Iterator<Item = &R> {
+        self.running.values().map(|(_, run)| run)
+    }
+
+    /// Takes everything that runs.
     pub(crate) fn take_running(&mut self) -> Vec<(PodUid, R)> {
         self.running.drain().map(|(uid, (_, run))| (uid, run)).collect()
     }

@@ -8,6 +8,7 @@ mod inventory;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use identity::{CertificateStore, SpiffeId};
 use redirect::zds::{Backoff, Connection, Recovery, Request, WorkloadInfo, ZdsError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -31,8 +32,9 @@ pub(crate) struct PodManager {
     workers: Arc<[WorkerHandle]>,
     ready: Task,
     pods: Inventory<RunningPod>,
-    /// Proxies that are being stopped.
-    stopping: JoinSet<()>,
+    certificates: CertificateStore,
+    /// Proxies that are being stopped, and the identity of each.
+    stopping: JoinSet<Option<SpiffeId>>,
 }
 
 impl PodManager {
@@ -40,6 +42,7 @@ impl PodManager {
         agent: &Path,
         sockets: SocketConfig,
         workers: Arc<[WorkerHandle]>,
+        certificates: CertificateStore,
         ready: Task,
     ) -> Self {
         Self {
@@ -47,12 +50,14 @@ impl PodManager {
             sockets,
             workers,
             ready,
+            certificates,
             pods: Inventory::default(),
             stopping: JoinSet::new(),
         }
     }
 
-    /// Follows the agent until `stop` resolves and says how to end, then ends every pod that way and returns when all have ended.
+    /// Follows the agent until `stop` resolves and says how to end, then ends every pod that way and returns when all
+    /// have ended.
     ///
     /// # Errors
     /// The agent broke the protocol. Proxies are still running then, and end with the process.
@@ -64,7 +69,7 @@ impl PodManager {
             error = self.follow() => return Err(error),
         };
         for (_, pod) in self.pods.take_running() {
-            self.stopping.spawn(pod.stop(how));
+            self.end(pod, how);
         }
         while self.stopping.join_next().await.is_some() {}
         Ok(())
@@ -122,7 +127,7 @@ impl PodManager {
                     agent.respond(outcome.as_ref().copied().map_err(String::as_str)).await?;
                 }
                 () = arrival(self.pods.retry_at()) => self.retry().await,
-                Some(_) = self.stopping.join_next() => {}
+                Some(ended) = self.stopping.join_next() => self.ended(ended.ok().flatten()),
             }
             if self.pods.is_settled() {
                 self.ready.done();
@@ -142,13 +147,13 @@ impl PodManager {
             Request::Delete { uid } => {
                 if let Some(pod) = self.pods.unwant(&uid) {
                     tracing::info!(uid, "pod removed");
-                    self.stopping.spawn(pod.stop(Stop::Now));
+                    self.end(pod, Stop::Now);
                 }
             }
             Request::SnapshotSent => {
                 for (uid, pod) in self.pods.end_snapshot() {
                     tracing::info!(%uid, "pod removed: the node agent does not know it any more");
-                    self.stopping.spawn(pod.stop(Stop::Now));
+                    self.end(pod, Stop::Now);
                 }
             }
         }
@@ -162,7 +167,7 @@ impl PodManager {
             Wanted::Start => {}
             // Its listeners are in another namespace, so they are not in the way of the new ones.
             Wanted::Replace(old) => {
-                self.stopping.spawn(old.stop(Stop::Now));
+                self.end(old, Stop::Now);
             }
         }
         let WorkloadName { namespace: pod_namespace, name, service_account } = &pod.workload;
@@ -182,6 +187,24 @@ impl PodManager {
                 self.pods.failed(uid, pod, Instant::now());
                 Err(text)
             }
+        }
+    }
+
+    /// Stops a pod's proxy in the background.
+    fn end(&mut self, pod: RunningPod, how: Stop) {
+        self.stopping.spawn(async move {
+            let identity = pod.identity().cloned();
+            pod.stop(how).await;
+            identity
+        });
+    }
+
+    /// A proxy has stopped. The certificate of its identity goes with the last pod that has it.
+    fn ended(&self, identity: Option<SpiffeId>) {
+        if let Some(identity) = identity
+            && !self.pods.running().any(|pod| pod.identity() == Some(&identity))
+        {
+            self.certificates.forget(&identity);
         }
     }
 

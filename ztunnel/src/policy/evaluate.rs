@@ -42,13 +42,19 @@ pub struct Evaluation {
     pub dry_run: Vec<DryRun>,
 }
 
-/// Proof that the policies allow a connection. Only an evaluation makes one.
+/// Proof that the policies allow a connection, and to where. Only an evaluation makes one.
 #[derive(Debug)]
 pub struct Permit {
     by: Option<Decider>,
+    destination: SocketAddr,
 }
 
 impl Permit {
+    /// Where the connection may go.
+    pub fn destination(&self) -> SocketAddr {
+        self.destination
+    }
+
     /// The policy that allows the connection; None when no policy is needed for that.
     pub fn by(&self) -> Option<&Decider> {
         self.by.as_ref()
@@ -141,7 +147,7 @@ impl PolicySet<'_> {
         } else if allow_exists && allow.is_none() {
             Err(Denied::NotAllowed)
         } else {
-            Ok(Permit { by: allow })
+            Ok(Permit { by: allow, destination: access.destination })
         };
         Evaluation { decision, dry_run }
     }

@@ -5,13 +5,16 @@
 //! How a connection can end:
 //!
 //! - *End of data* in one direction (FIN, END_STREAM) closes the sink's side and leaves the other direction alone.
-//! - *A reset of the source* (RST, RST_STREAM, the tunnel died) ends both directions at once and resets both ends:
-//!   an application must be able to tell a connection that was cut from one that was finished (RFC 9113, 8.5).
+//! - *A reset of the source* (RST, RST_STREAM, the tunnel died) ends both directions and resets both ends: an
+//!   application must be able to tell a connection that was cut from one that was finished (RFC 9113, 8.5). The reset
+//!   follows the bytes: what came before it is delivered first, if the other end takes it soon.
 //! - *A sink that takes no more* only ends its own direction. What it still had to say is read by the other one, and
 //!   so is the reset that follows.
+//! - *The task is dropped*, because the pod or the process ends: both ends are reset.
 //!
-//! While a pump is blocked on its sink it still watches its source, so a client that vanished in the middle of an
-//! upload is noticed at once.
+//! A source is watched also while nothing is read from it: while its pump is blocked, and after its end of data while
+//! the other direction goes on. A client that vanishes in the middle of an upload or of a long answer is noticed at
+//! once.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -23,16 +26,24 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
 use hbone::{Ending, ErrorCode, HboneStream, RecvHalf, SendHalf, StreamError};
+use redirect::socket::unsent_bytes;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::{sleep, timeout};
 
 /// First size of a read. Most connections never show a need for more.
 const FIRST_READ: usize = 1024;
 
 /// Largest read: one system call feeds sixteen TLS records.
 const LARGEST_READ: usize = 256 * 1024;
+
+/// How long what came before a reset may take to be delivered.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Between two looks at whether the kernel has delivered everything.
+const UNSENT_POLL: Duration = Duration::from_millis(2);
 
 /// The other side of a connection that the pod's application opened.
 #[derive(Debug)]
@@ -63,15 +74,16 @@ pub(crate) enum CopyError {
     Send(#[source] io::Error),
 }
 
-/// Copies between two TCP connections.
+/// Copies between two TCP connections. Dropping the future resets both.
 pub(crate) async fn tcp_to_tcp(
-    mut client: TcpStream,
-    mut upstream: TcpStream,
+    client: TcpStream,
+    upstream: TcpStream,
     counts: &Transfer,
 ) -> Result<(), CopyError> {
+    let (mut client, mut upstream) = (TcpEnd::new(client), TcpEnd::new(upstream));
     let ended = {
-        let (client_read, client_write) = client.split();
-        let (upstream_read, upstream_write) = upstream.split();
+        let (client_read, client_write) = client.stream.split();
+        let (upstream_read, upstream_write) = upstream.stream.split();
         both(
             (&mut TcpSource::new(client_read), &mut TcpSink(client_write)),
             (&mut TcpSource::new(upstream_read), &mut TcpSink(upstream_write)),
@@ -79,59 +91,60 @@ pub(crate) async fn tcp_to_tcp(
         )
         .await
     };
-    ended.or_else(|cut| {
-        reset_tcp(client);
-        reset_tcp(upstream);
-        cut.into_result()
-    })
+    conclude(ended, client, upstream).await
 }
 
-/// Copies between a TCP connection that opened the conversation and a tunnel's stream.
+/// Copies between a TCP connection that opened the conversation and a tunnel's stream. Dropping the future resets both.
 pub(crate) async fn tcp_to_hbone(
-    mut client: TcpStream,
+    client: TcpStream,
     upstream: HboneStream,
     counts: &Transfer,
 ) -> Result<(), CopyError> {
-    let HboneStream { send, mut recv } = upstream;
-    let send = RefCell::new(send);
+    let (mut client, mut upstream) = (TcpEnd::new(client), HboneEnd::new(upstream));
     let ended = {
-        let (read, write) = client.split();
-        both(
-            (&mut TcpSource::new(read), &mut TcpSink(write)),
-            (&mut HboneSource { recv: &mut recv, send: &send }, &mut HboneSink(&send)),
-            counts,
-        )
-        .await
+        let (read, write) = client.stream.split();
+        let (source, sink) = upstream.split();
+        both((&mut TcpSource::new(read), &mut TcpSink(write)), (&mut { source }, &mut { sink }), counts).await
     };
-    ended.or_else(|cut| {
-        reset_tcp(client);
-        send.into_inner().reset(ErrorCode::CONNECT_ERROR);
-        cut.into_result()
-    })
+    conclude(ended, client, upstream).await
 }
 
-/// Copies between a tunnel's stream that opened the conversation and a TCP connection to the application.
+/// Copies between a tunnel's stream that opened the conversation and a TCP connection to the application. Dropping the
+/// future resets both.
 pub(crate) async fn hbone_to_tcp(
     client: HboneStream,
-    mut upstream: TcpStream,
+    upstream: TcpStream,
     counts: &Transfer,
 ) -> Result<(), CopyError> {
-    let HboneStream { send, mut recv } = client;
-    let send = RefCell::new(send);
+    let (mut client, mut upstream) = (HboneEnd::new(client), TcpEnd::new(upstream));
     let ended = {
-        let (read, write) = upstream.split();
-        both(
-            (&mut HboneSource { recv: &mut recv, send: &send }, &mut HboneSink(&send)),
-            (&mut TcpSource::new(read), &mut TcpSink(write)),
-            counts,
-        )
-        .await
+        let (read, write) = upstream.stream.split();
+        let (source, sink) = client.split();
+        both((&mut { source }, &mut { sink }), (&mut TcpSource::new(read), &mut TcpSink(write)), counts).await
     };
-    ended.or_else(|cut| {
-        reset_tcp(upstream);
-        send.into_inner().reset(ErrorCode::CONNECT_ERROR);
-        cut.into_result()
-    })
+    conclude(ended, client, upstream).await
+}
+
+/// Ends both ends as the copying did.
+async fn conclude(ended: Result<(), Cut>, client: impl End, upstream: impl End) -> Result<(), CopyError> {
+    let Err(cut) = ended else {
+        client.finished();
+        upstream.finished();
+        return Ok(());
+    };
+    // Nothing more can be delivered to the side that was cut.
+    let delivered = async {
+        match cut.side {
+            Side::Client => upstream.delivered().await,
+            Side::Upstream => client.delivered().await,
+        }
+    };
+    drop(timeout(LAST_WORDS, delivered).await);
+    if cut.manner == Manner::Quiet {
+        client.finished();
+        upstream.finished();
+    }
+    cut.into_result()
 }
 
 /// Runs both directions until both have ended or either source was cut.
@@ -140,11 +153,76 @@ async fn both(
     (upstream_source, upstream_sink): (&mut impl Source, &mut impl Sink),
     counts: &Transfer,
 ) -> Result<(), Cut> {
-    tokio::try_join!(
-        pump(Side::Client, client_source, upstream_sink, &counts.from_client),
-        pump(Side::Upstream, upstream_source, client_sink, &counts.to_client),
-    )?;
+    let open = Cell::new(2);
+    let up = direction(Side::Client, client_source, upstream_sink, &counts.from_client, &open);
+    let down = direction(Side::Upstream, upstream_source, client_sink, &counts.to_client, &open);
+    match select(pin!(up), pin!(down)).await {
+        Either::Left((ended, _)) | Either::Right((ended, _)) => ended,
+    }
+}
+
+/// One direction. Ends well only as the last of the two; the first goes on to watch its source.
+async fn direction(
+    side: Side,
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+    count: &Cell<u64>,
+    open: &Cell<u8>,
+) -> Result<(), Cut> {
+    pump(source, sink, count).await.map_err(|cut| cut.of(side))?;
+    open.set(open.get() - 1);
+    if open.get() == 0 {
+        return Ok(());
+    }
+    Err(source.cut().await.of(side))
+}
+
+/// Moves bytes until the source ends or the sink takes no more. `Err`: the source was cut.
+async fn pump(source: &mut impl Source, sink: &mut impl Sink, count: &Cell<u64>) -> Result<(), SourceCut> {
+    while let Some(chunk) = source.chunk().await? {
+        match write_watching(source, sink, chunk, count).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Ok(()),
+            Err(cut) => {
+                drop(timeout(LAST_WORDS, pump_rest(source, sink, count)).await);
+                return Err(cut);
+            }
+        }
+    }
+    // An error here means that the sink is gone, which the other direction reads.
+    drop(sink.finish().await);
     Ok(())
+}
+
+/// Writes a chunk, with an eye on the source while the sink is blocked. `Err`: the source was cut meanwhile; the chunk
+/// was written if the sink took it soon.
+async fn write_watching(
+    source: &mut impl Source,
+    sink: &mut impl Sink,
+    chunk: Bytes,
+    count: &Cell<u64>,
+) -> Result<io::Result<()>, SourceCut> {
+    let mut writing = pin!(sink.write(chunk, count));
+    if let Poll::Ready(written) = poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await {
+        return Ok(written);
+    }
+    // Boxed, because most connections are never blocked.
+    match select(writing, Box::pin(source.cut())).await {
+        Either::Left((written, _)) => Ok(written),
+        Either::Right((cut, writing)) => {
+            drop(timeout(LAST_WORDS, writing).await);
+            Err(cut)
+        }
+    }
+}
+
+/// What a source that was cut had sent before.
+async fn pump_rest(source: &mut impl Source, sink: &mut impl Sink, count: &Cell<u64>) {
+    while let Ok(Some(chunk)) = source.chunk().await {
+        if sink.write(chunk, count).await.is_err() {
+            return;
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -153,9 +231,37 @@ enum Side {
     Upstream,
 }
 
+/// How the other end is to learn that a source was cut.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Manner {
+    /// By a reset.
+    Reset,
+    /// By the end of data: so peers end a stream of which nothing is missing.
+    Quiet,
+}
+
 /// A source ended in any way but end of data.
+struct SourceCut {
+    manner: Manner,
+    error: io::Error,
+}
+
+impl SourceCut {
+    fn of(self, side: Side) -> Cut {
+        Cut { side, manner: self.manner, error: self.error }
+    }
+}
+
+impl From<io::Error> for SourceCut {
+    fn from(error: io::Error) -> Self {
+        Self { manner: Manner::Reset, error }
+    }
+}
+
+/// The source of one side was cut.
 struct Cut {
     side: Side,
+    manner: Manner,
     error: io::Error,
 }
 
@@ -171,50 +277,104 @@ impl Cut {
     }
 }
 
-/// One direction, to its end. `Err`: the source was cut.
-async fn pump(
-    side: Side,
-    source: &mut impl Source,
-    sink: &mut impl Sink,
-    count: &Cell<u64>,
-) -> Result<(), Cut> {
-    while let Some(chunk) = source.chunk().await.map_err(|error| Cut { side, error })? {
-        let length = chunk.len();
-        let mut writing = pin!(sink.write(chunk));
-        let written = match poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await {
-            Poll::Ready(written) => written,
-            // Boxed, because most connections are never blocked.
-            Poll::Pending => match select(writing, Box::pin(source.cut())).await {
-                Either::Left((written, _)) => written,
-                Either::Right((error, _)) => return Err(Cut { side, error }),
-            },
-        };
-        if written.is_err() {
-            return Ok(());
-        }
-        count.set(count.get() + length as u64);
-    }
-    // An error here means that the sink is gone, which the other direction reads.
-    drop(sink.finish().await);
-    Ok(())
+/// One end of the connection, whole. It is reset when it is dropped, unless it has finished.
+trait End {
+    /// Resolves when everything that was written has reached the peer, or never will.
+    async fn delivered(&self);
+
+    /// The connection came to its end: dropping this closes it.
+    fn finished(&self);
 }
 
 /// Where a direction's bytes come from.
 trait Source {
     /// The next bytes, `None` at the end of data. Never empty.
-    async fn chunk(&mut self) -> io::Result<Option<Bytes>>;
+    async fn chunk(&mut self) -> Result<Option<Bytes>, SourceCut>;
 
     /// Resolves when the source is cut, without reading from it. Cancel safe.
-    async fn cut(&mut self) -> io::Error;
+    async fn cut(&mut self) -> SourceCut;
 }
 
 /// Where a direction's bytes go.
 trait Sink {
-    /// Takes the whole chunk, waiting for room. An error means that nothing more will be taken.
-    async fn write(&mut self, chunk: Bytes) -> io::Result<()>;
+    /// Takes the whole chunk, waiting for room, and counts what is taken. An error means that nothing more will be.
+    async fn write(&mut self, chunk: Bytes, count: &Cell<u64>) -> io::Result<()>;
 
     /// Signals the end of data.
     async fn finish(&mut self) -> io::Result<()>;
+}
+
+fn add(count: &Cell<u64>, bytes: usize) {
+    count.set(count.get() + bytes as u64);
+}
+
+struct TcpEnd {
+    stream: TcpStream,
+    finished: Cell<bool>,
+}
+
+impl TcpEnd {
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, finished: Cell::new(false) }
+    }
+}
+
+impl End for TcpEnd {
+    async fn delivered(&self) {
+        while unsent_bytes(&self.stream).is_ok_and(|unsent| unsent > 0) {
+            sleep(UNSENT_POLL).await;
+        }
+    }
+
+    fn finished(&self) {
+        self.finished.set(true);
+    }
+}
+
+impl Drop for TcpEnd {
+    fn drop(&mut self) {
+        if !self.finished.get() {
+            // Makes close(2) send RST. Should the option fail, the connection closes all the same, only more politely.
+            drop(SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)));
+        }
+    }
+}
+
+struct HboneEnd {
+    recv: RecvHalf,
+    send: RefCell<SendHalf>,
+    finished: Cell<bool>,
+}
+
+impl HboneEnd {
+    fn new(HboneStream { send, recv }: HboneStream) -> Self {
+        Self { recv, send: RefCell::new(send), finished: Cell::new(false) }
+    }
+
+    fn split(&mut self) -> (HboneSource<'_>, HboneSink<'_>) {
+        let Self { recv, send, .. } = self;
+        (HboneSource { recv, send, at_end: false }, HboneSink(send))
+    }
+}
+
+impl End for HboneEnd {
+    async fn delivered(&self) {
+        // Fails when the stream is over: nothing is left to deliver.
+        drop(poll_fn(|context| self.send.borrow_mut().poll_flushed(context)).await);
+    }
+
+    fn finished(&self) {
+        self.finished.set(true);
+    }
+}
+
+impl Drop for HboneEnd {
+    fn drop(&mut self) {
+        if !self.finished.get() {
+            // How a proxy says that the TCP connection behind it was cut (RFC 9113, 8.5).
+            self.send.get_mut().reset(ErrorCode::CONNECT_ERROR);
+        }
+    }
 }
 
 struct TcpSource<'a> {
@@ -244,7 +404,7 @@ impl<'a> TcpSource<'a> {
 }
 
 impl Source for TcpSource<'_> {
-    async fn chunk(&mut self) -> io::Result<Option<Bytes>> {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, SourceCut> {
         loop {
             // The buffer is made once there is something to read: a silent connection holds none.
             poll_fn(|context| self.half.as_ref().poll_read_ready(context)).await?;
@@ -261,23 +421,30 @@ impl Source for TcpSource<'_> {
         }
     }
 
-    async fn cut(&mut self) -> io::Error {
+    async fn cut(&mut self) -> SourceCut {
         let socket: &TcpStream = self.half.as_ref();
-        match socket.ready(Interest::ERROR).await {
+        let error = match socket.ready(Interest::ERROR).await {
             Ok(_) => match socket.take_error() {
                 Ok(Some(error)) | Err(error) => error,
                 Ok(None) => io::ErrorKind::ConnectionReset.into(),
             },
             Err(error) => error,
-        }
+        };
+        error.into()
     }
 }
 
 struct TcpSink<'a>(WriteHalf<'a>);
 
 impl Sink for TcpSink<'_> {
-    async fn write(&mut self, chunk: Bytes) -> io::Result<()> {
-        self.0.write_all(&chunk).await
+    async fn write(&mut self, mut chunk: Bytes, count: &Cell<u64>) -> io::Result<()> {
+        while !chunk.is_empty() {
+            match self.0.write_buf(&mut chunk).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => add(count, written),
+            }
+        }
+        Ok(())
     }
 
     async fn finish(&mut self) -> io::Result<()> {
@@ -290,16 +457,20 @@ struct HboneSource<'a> {
     /// The other half, which is the one that learns of resets. Both are polled by one task, and never held across an
     /// await.
     send: &'a RefCell<SendHalf>,
+    /// Nothing more is to be delivered.
+    at_end: bool,
 }
 
 impl Source for HboneSource<'_> {
-    async fn chunk(&mut self) -> io::Result<Option<Bytes>> {
-        self.recv.chunk().await.map_err(cut_stream)
+    async fn chunk(&mut self) -> Result<Option<Bytes>, SourceCut> {
+        let chunk = self.recv.chunk().await.map_err(cut_stream)?;
+        self.at_end = chunk.is_none();
+        Ok(chunk)
     }
 
-    async fn cut(&mut self) -> io::Error {
+    async fn cut(&mut self) -> SourceCut {
         let error = poll_fn(|context| self.send.borrow_mut().poll_closed(context)).await;
-        if error.ending() == Ending::EndOfData {
+        if error.ending() == Ending::EndOfData && !self.at_end {
             // What came before is still to be delivered; the next chunk tells.
             std::future::pending::<()>().await;
         }
@@ -310,8 +481,11 @@ impl Source for HboneSource<'_> {
 struct HboneSink<'a>(&'a RefCell<SendHalf>);
 
 impl Sink for HboneSink<'_> {
-    async fn write(&mut self, mut chunk: Bytes) -> io::Result<()> {
-        poll_fn(|context| self.0.borrow_mut().poll_send(context, &mut chunk)).await.map_err(cut_stream)
+    async fn write(&mut self, mut chunk: Bytes, count: &Cell<u64>) -> io::Result<()> {
+        let length = chunk.len();
+        let sent = poll_fn(|context| self.0.borrow_mut().poll_send(context, &mut chunk)).await;
+        add(count, length - chunk.len());
+        Ok(sent?)
     }
 
     async fn finish(&mut self) -> io::Result<()> {
@@ -320,16 +494,16 @@ impl Sink for HboneSink<'_> {
     }
 }
 
-/// CONNECT_ERROR is how a proxy says that the TCP connection behind it was reset (RFC 9113, 8.5).
-fn cut_stream(error: StreamError) -> io::Error {
-    match error {
+/// CONNECT_ERROR is how a proxy says that the TCP connection behind it was reset (RFC 9113, 8.5); NO_ERROR and CANCEL
+/// are how peers end a stream of which nothing is missing.
+fn cut_stream(error: StreamError) -> SourceCut {
+    let manner = match error.ending() {
+        Ending::EndOfData => Manner::Quiet,
+        Ending::Disconnected | Ending::Failed => Manner::Reset,
+    };
+    let error = match error {
         StreamError::Reset(ErrorCode::CONNECT_ERROR) => io::Error::new(io::ErrorKind::ConnectionReset, error),
         other => other.into(),
-    }
-}
-
-/// Closes with a TCP reset instead of a FIN.
-fn reset_tcp(stream: TcpStream) {
-    // Should the option fail the connection still closes, only more politely.
-    drop(SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
+    };
+    SourceCut { manner, error }
 }

@@ -28,6 +28,9 @@ pub(crate) enum ConnectionError {
     /// The peer broke off while the stream was being opened.
     #[error("h2 failed")]
     Stream(#[source] hbone::ConnectError),
+    /// The client gave up while it was being connected.
+    #[error("the client reset the connection before it was established")]
+    ClientGone,
     /// The stream broke off before the answer was sent.
     #[error("h2 failed")]
     Answer(#[source] hbone::StreamError),
@@ -64,9 +67,11 @@ impl ConnectionError {
         match self {
             Self::Denied(_) => ResponseFlag::Denied,
             Self::Refused(status) if *status == http::StatusCode::UNAUTHORIZED => ResponseFlag::Denied,
-            Self::Application(_) | Self::Destination(_) | Self::Refused(_) | Self::Copy(_) => {
-                ResponseFlag::Connect
-            }
+            Self::Application(_)
+            | Self::Destination(_)
+            | Self::Refused(_)
+            | Self::ClientGone
+            | Self::Copy(_) => ResponseFlag::Connect,
             Self::Tunnel(error) => error.flag(),
             Self::Stream(_) | Self::Answer(_) => ResponseFlag::Http2,
             Self::Drained => ResponseFlag::None,

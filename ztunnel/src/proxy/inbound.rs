@@ -1,12 +1,12 @@
 //! Tunnels that other proxies open to the pod, and the connections in them.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use hbone::{Authority, AuthorityError, HandshakeError, HboneStream, IncomingConnect, Refusal, Server};
-use identity::{CertificateError, PeerIdentityError, SpiffeId, peer_identity};
+use identity::{PeerIdentityError, SpiffeId, peer_identity};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
@@ -18,11 +18,14 @@ use super::authorize::authorize;
 use super::classify::{self, ClassifyError};
 use super::copy::{self, Transfer};
 use super::error::ConnectionError;
-use super::pod::{LocalPod, Place};
+use super::pod::LocalPod;
 use super::proxy_protocol;
 use super::read_ahead::ReadAhead;
 use super::report::{Direction, OpenRecord, Party, Record, deny_early};
-use super::tunnel::{HANDSHAKE_DEADLINE, TLS_BUFFER, connect_application};
+use super::task_set::Place;
+use super::tunnel::{
+    Application, HANDSHAKE_DEADLINE, NoCertificate, TLS_BUFFER, certificate, connect_application,
+};
 use crate::state::Mesh;
 use crate::state::inbound::{self, InboundError, NextHop};
 use crate::state::model::Workload;
@@ -33,7 +36,7 @@ enum TunnelRefused {
     #[error(transparent)]
     Classify(#[from] ClassifyError),
     #[error("identity error")]
-    Identity(#[source] CertificateError),
+    Identity(#[source] NoCertificate),
     #[error("tls handshake error")]
     Tls(#[source] std::io::Error),
     #[error("tls handshake error: timed out")]
@@ -96,7 +99,9 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) 
         };
         match incoming {
             Some(Ok(request)) => {
-                pod.spawn(|place| serve_request(pod.clone(), tunnel.clone(), request, place));
+                pod.spawn(pod.worker.occupy(), |place| {
+                    serve_request(pod.clone(), tunnel.clone(), request, place)
+                });
             }
             Some(Err(error)) => {
                 tracing::debug!(%peer, error = crate::telemetry::with_causes(&error), "tunnel failed");
@@ -110,13 +115,10 @@ async fn open(
     pod: &LocalPod,
     accepted: Accepted,
 ) -> Result<(Tunnel, Server<TlsStream<ReadAhead>>), TunnelRefused> {
-    let deadline = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
     let workload = classify::local_workload(pod).await?;
     let identity = pod.identity(&workload).map_err(ClassifyError::from)?;
-    let certificate = timeout_at(deadline, pod.worker.shared().certificates.certificate(&identity))
-        .await
-        .unwrap_or(Err(CertificateError::Closed))
-        .map_err(TunnelRefused::Identity)?;
+    let certificate = certificate(pod, &identity).await.map_err(TunnelRefused::Identity)?;
+    let deadline = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
     let acceptor = TlsAcceptor::from(certificate.server_config());
     let accepting = acceptor.accept_with(ReadAhead::new(accepted.stream), |session| {
         session.set_buffer_limit(Some(TLS_BUFFER));
@@ -253,9 +255,9 @@ impl Arrival {
                 return Err(denied.into());
             }
         };
-        let (address, source) = self.application(pod, tunnel);
+        let (application, source) = self.application(pod, tunnel);
         let connected = tokio::select! {
-            connected = connect_application(pod, &permit, address, source) => connected,
+            connected = connect_application(pod, &permit, application, source) => connected,
             gone = request.abandoned() => return Err(ConnectionError::Answer(gone)),
         };
         let mut application = match connected {
@@ -275,15 +277,10 @@ impl Arrival {
     }
 
     /// Where the application listens, and in whose name to connect to it.
-    fn application(&self, pod: &LocalPod, tunnel: &Tunnel) -> (SocketAddr, Option<IpAddr>) {
-        let address = self.hop.address;
-        if self.hop.proxy_destination.is_some() && pod.config().localhost_app_tunnel {
-            let loopback: IpAddr = match address.ip() {
-                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            };
-            return (SocketAddr::new(loopback, address.port()), None);
+    fn application(&self, pod: &LocalPod, tunnel: &Tunnel) -> (Application, Option<IpAddr>) {
+        match self.hop.proxy_destination.is_some() && pod.config().localhost_app_tunnel {
+            true => (Application::AtLoopback, None),
+            false => (Application::AtPod, tunnel.keep_source.then(tunnel.peer.ip())),
         }
-        (address, tunnel.keep_source.then(tunnel.peer.ip()))
     }
 }

@@ -18,6 +18,7 @@ mod classify;
 mod copy;
 mod error;
 mod inbound;
+mod listen;
 mod outbound;
 mod passthrough;
 mod pod;
@@ -25,6 +26,7 @@ mod proxy_protocol;
 mod read_ahead;
 mod report;
 mod run;
+mod task_set;
 mod tunnel;
 
 pub(crate) use accept::Listener;

@@ -11,9 +11,10 @@ use super::accept::Accepted;
 use super::classify::{self, ClassifyError};
 use super::copy::{self, Transfer, Upstream};
 use super::error::{ConnectionError, os_error};
-use super::pod::{LocalPod, Place};
+use super::pod::LocalPod;
 use super::report::{Direction, Party, Record, deny_early};
-use super::tunnel::{self, TunnelKey};
+use super::task_set::Place;
+use super::tunnel::{self, TunnelKey, unless_reset};
 use crate::state::model::{Service, Workload};
 use crate::state::route::{HboneRoute, PlainRoute, Route, RouteAuthority, RouteError};
 
@@ -27,7 +28,8 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) 
         }
     };
     let record = plan.record(&accepted).open();
-    let connected = Box::pin(plan.connect(&pod, accepted.peer)).await;
+    let connecting = plan.connect(&pod, accepted.peer);
+    let connected = Box::pin(unless_reset(&accepted.stream, connecting)).await;
     let client = accepted.stream;
     let result = match connected {
         Ok(Upstream::Tcp(upstream)) => {

@@ -10,9 +10,10 @@ use super::authorize::authorize;
 use super::classify::{self, ClassifyError};
 use super::copy::{self, Transfer};
 use super::error::ConnectionError;
-use super::pod::{LocalPod, Place};
+use super::pod::LocalPod;
 use super::report::{Direction, Party, Record, deny_early};
-use super::tunnel::connect_application;
+use super::task_set::Place;
+use super::tunnel::{Application, connect_application, unless_reset};
 use crate::state::Mesh;
 use crate::state::model::Workload;
 
@@ -27,7 +28,8 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) 
     };
     let mesh = pod.worker.shared().mesh.load();
     let record = describe(&pod, &mesh, &workload, &accepted).open();
-    let connected = Box::pin(connect(&pod, mesh, workload, &accepted)).await;
+    let connecting = connect(&pod, mesh, workload, &accepted);
+    let connected = Box::pin(unless_reset(&accepted.stream, connecting)).await;
     let result = match connected {
         Ok(application) => {
             copy::tcp_to_tcp(accepted.stream, application, record.transfer()).await.map_err(Into::into)
@@ -51,7 +53,7 @@ async fn connect(
 ) -> Result<TcpStream, ConnectionError> {
     let permit = authorize(&mesh, &workload, accepted.peer.ip(), None, accepted.destination)?;
     let source = accepted.keep_source.then(accepted.peer.ip());
-    connect_application(pod, &permit, accepted.destination, source).await
+    connect_application(pod, &permit, Application::AtPod, source).await
 }
 
 fn describe(pod: &LocalPod, mesh: &Mesh, workload: &Arc<Workload>, accepted: &Accepted) -> Record {

@@ -1,11 +1,10 @@
 //! A pod whose traffic we carry: what is known of it on every thread, and its connections on one.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hbone::Pool;
@@ -14,10 +13,10 @@ use http::HeaderValue;
 use identity::{SpiffeId, SpiffeIdError};
 use redirect::Netns;
 use redirect::socket::ConnectOptions;
-use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::task_set::{Place, TaskSet};
 use super::tunnel::{DialError, TunnelKey};
 use crate::config::{Config, WorkloadName};
 use crate::state::model::Workload;
@@ -28,7 +27,7 @@ use crate::worker::{Occupied, Worker};
 pub(crate) struct PodInstance(u64);
 
 impl PodInstance {
-    pub(crate) fn next() -> Self {
+    fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
@@ -45,6 +44,19 @@ pub(crate) struct Pod {
     pub(crate) netns: Option<Netns>,
     /// Options of the connections made on its behalf.
     pub(crate) connect: ConnectOptions,
+    /// Who it is, once that was needed.
+    identity: OnceLock<SpiffeId>,
+}
+
+impl Pod {
+    pub(crate) fn new(workload: WorkloadName, netns: Option<Netns>, connect: ConnectOptions) -> Self {
+        Self { instance: PodInstance::next(), workload, netns, connect, identity: OnceLock::new() }
+    }
+
+    /// Who it is, if that was ever needed.
+    pub(crate) fn identity(&self) -> Option<&SpiffeId> {
+        self.identity.get()
+    }
 }
 
 /// How a pod's proxy is ended.
@@ -63,11 +75,11 @@ pub(crate) struct LocalPod {
     /// The tunnels that this worker opened for the pod.
     pub(crate) pool: Pool<TunnelKey, DialError>,
     /// Connections and tunnels served here.
-    connections: Rc<Connections>,
+    connections: Rc<TaskSet>,
     /// Accept loops, if this worker has them.
-    listeners: Rc<Connections>,
+    listeners: Rc<TaskSet>,
     /// The tunnels' own work.
-    drivers: Rc<Connections>,
+    drivers: Rc<TaskSet>,
     draining: watch::Sender<bool>,
     /// The description of the pod that was sent last, and of what.
     baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
@@ -93,13 +105,25 @@ impl LocalPod {
 
     /// The pod's identity: its trust domain is the mesh's word, its namespace and account are the node agent's.
     pub(crate) fn identity(&self, workload: &Workload) -> Result<SpiffeId, SpiffeIdError> {
+        if let Some(identity) = self.pod.identity()
+            && identity.trust_domain() == &*workload.trust_domain
+        {
+            return Ok(identity.clone());
+        }
         let name = &self.pod.workload;
-        SpiffeId::new(&workload.trust_domain, &name.namespace, &name.service_account)
+        let identity = SpiffeId::new(&workload.trust_domain, &name.namespace, &name.service_account)?;
+        // The first stays: a pod whose trust domain changes is rare enough to be asked for anew each time.
+        let _ = self.pod.identity.set(identity.clone());
+        Ok(identity)
     }
 
     /// Asks for the pod's certificate, so that its first connection need not wait for one. Does nothing if the mesh does
     /// not know the pod yet.
     pub(crate) fn prefetch_certificate(&self) {
+        // A dedicated proxy asks when it needs to.
+        if self.pod.netns.is_none() {
+            return;
+        }
         let (shared, name) = (self.worker.shared(), &self.pod.workload);
         let mesh = shared.mesh.load();
         let workload = mesh.local_workload(&name.name, &name.namespace, &name.service_account);
@@ -122,12 +146,12 @@ impl LocalPod {
     }
 
     /// Serves a connection in a task of its own, which counts towards the worker's load. `serve` keeps its place for as
-    /// long as it runs.
-    pub(crate) fn spawn<F>(&self, serve: impl FnOnce(Place) -> F)
+    /// long as it runs. A pod that has stopped takes none.
+    pub(crate) fn spawn<F>(&self, occupied: Occupied, serve: impl FnOnce(Place) -> F)
     where
         F: Future<Output = ()> + 'static,
     {
-        Connections::spawn(&self.connections, Some(self.worker.occupy()), serve);
+        self.connections.spawn(Some(occupied), serve);
     }
 
     /// Runs an accept loop until the listeners are closed.
@@ -135,7 +159,7 @@ impl LocalPod {
     where
         F: Future<Output = ()> + 'static,
     {
-        Connections::spawn(&self.listeners, None, listen);
+        self.listeners.spawn(None, listen);
     }
 
     /// Runs a tunnel's own work, until the pod is gone.
@@ -143,7 +167,7 @@ impl LocalPod {
     where
         F: Future<Output = ()> + 'static,
     {
-        Connections::spawn(&self.drivers, None, driver);
+        self.drivers.spawn(None, driver);
     }
 
     /// Resolves once the pod has begun to drain.
@@ -168,12 +192,13 @@ impl LocalPod {
             let deadline = Instant::now() + deadline;
             drop(tokio::time::timeout_at(deadline, self.connections.ended()).await);
         }
-        self.connections.abort();
+        self.connections.close();
         self.connections.ended().await;
         // Tunnels without streams close by themselves, with a goodbye to their peers.
         self.pool.drain();
         drop(tokio::time::timeout(GOODBYE, self.drivers.ended()).await);
-        self.drivers.abort();
+        self.drivers.close();
+        self.drivers.ended().await;
     }
 }
 
@@ -198,57 +223,5 @@ fn describe(workload: &Workload) -> Baggage<'_> {
         version: present(&workload.canonical_revision),
         region: present(&workload.locality.region),
         zone: present(&workload.locality.zone),
-    }
-}
-
-/// A set of tasks that remove themselves as they end.
-#[derive(Debug, Default)]
-struct Connections {
-    next: Cell<u64>,
-    tasks: RefCell<HashMap<u64, AbortHandle>>,
-    empty: Notify,
-}
-
-impl Connections {
-    /// The task is given its place rather than wrapped together with it: a future inside a future takes its space twice.
-    fn spawn<F>(set: &Rc<Self>, occupied: Option<Occupied>, task: impl FnOnce(Place) -> F)
-    where
-        F: Future<Output = ()> + 'static,
-    {
-        let id = set.next.get();
-        set.next.set(id + 1);
-        let place = Place { set: set.clone(), id, _occupied: occupied };
-        let task = tokio::task::spawn_local(task(place));
-        set.tasks.borrow_mut().insert(id, task.abort_handle());
-    }
-
-    fn abort(&self) {
-        self.tasks.borrow().values().for_each(AbortHandle::abort);
-    }
-
-    async fn ended(&self) {
-        while !self.tasks.borrow().is_empty() {
-            self.empty.notified().await;
-        }
-    }
-}
-
-/// A task's place in its set, and in its worker's load. Dropped with the task, also when it never ran.
-#[derive(Debug)]
-pub(crate) struct Place {
-    set: Rc<Connections>,
-    id: u64,
-    _occupied: Option<Occupied>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut tasks = self.set.tasks.borrow_mut();
-        tasks.remove(&self.id);
-        if tasks.is_empty() {
-            // Hands its memory back after a burst.
-            tasks.shrink_to_fit();
-            self.set.empty.notify_waiters();
-        }
     }
 }

@@ -4,12 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use identity::SpiffeId;
 use redirect::Netns;
-use redirect::socket::{ConnectOptions, DEFAULT_BACKLOG, ListenError, ListenOptions, Listening, listen};
+use redirect::socket::{ConnectOptions, DEFAULT_BACKLOG, ListenError, ListenOptions, Listening};
 use tokio::sync::oneshot;
 
-use super::accept::{self, KeepSource, Listener};
-use super::pod::{LocalPod, Pod, PodInstance, Stop};
+use super::accept::Listener;
+use super::listen::{Binding, listen};
+use super::pod::{LocalPod, Pod, Stop};
 use crate::config::{Families, SocketConfig, WorkloadName};
 use crate::worker::WorkerHandle;
 
@@ -26,7 +28,7 @@ pub(crate) struct RunningPod {
 #[derive(Debug)]
 pub(crate) struct BoundPod {
     pod: Arc<Pod>,
-    listeners: Vec<(Listener, Listening)>,
+    listeners: Vec<(Binding, Listening)>,
 }
 
 impl BoundPod {
@@ -36,7 +38,7 @@ impl BoundPod {
         netns: Option<Netns>,
         sockets: &SocketConfig,
     ) -> Result<Self, ListenError> {
-        let listen_options = ListenOptions {
+        let options = Arc::new(ListenOptions {
             // In a pod of its own namespace, a listener's mark would only confuse the rules of others.
             mark: sockets.mark.filter(|_| netns.is_some()),
             port_sharing: sockets.sharing,
@@ -44,7 +46,7 @@ impl BoundPod {
             keepalive: sockets.keepalive,
             user_timeout: sockets.user_timeout,
             backlog: DEFAULT_BACKLOG,
-        };
+        });
         let wildcard: IpAddr = match sockets.families {
             Families::Both => Ipv6Addr::UNSPECIFIED.into(),
             Families::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
@@ -53,14 +55,9 @@ impl BoundPod {
             .into_iter()
             .map(|listener| {
                 let address = SocketAddr::new(wildcard, listener.port());
-                let listening = listen(netns.as_ref(), address, &listen_options)?;
-                tracing::info!(
-                    %address,
-                    component = listener.component(),
-                    transparent = listening.transparent,
-                    "listener established"
-                );
-                Ok((listener, listening))
+                let binding = Binding { listener, address, options: options.clone() };
+                let listening = binding.bind(netns.as_ref())?;
+                Ok((binding, listening))
             })
             .collect::<Result<_, ListenError>>()?;
         let connect = ConnectOptions {
@@ -69,7 +66,7 @@ impl BoundPod {
             user_timeout: sockets.user_timeout,
             ..ConnectOptions::default()
         };
-        let pod = Pod { instance: PodInstance::next(), workload, netns, connect };
+        let pod = Pod::new(workload, netns, connect);
         Ok(Self { pod: Arc::new(pod), listeners })
     }
 
@@ -87,9 +84,8 @@ impl BoundPod {
         let accepting = workers[home].run(move |worker| {
             let Some(pod) = worker.pod(instance) else { return };
             pod.prefetch_certificate();
-            for (listener, Listening { listener: socket, transparent }) in listeners {
-                let keep_source = if transparent { KeepSource::Yes } else { KeepSource::No };
-                pod.spawn_listener(|place| accept::listen(pod.clone(), listener, socket, keep_source, place));
+            for (binding, listening) in listeners {
+                pod.spawn_listener(|place| listen(pod.clone(), binding, listening, place));
             }
         });
         accepting.await;
@@ -98,6 +94,11 @@ impl BoundPod {
 }
 
 impl RunningPod {
+    /// The identity that the pod's certificate was asked for under, if it ever was.
+    pub(crate) fn identity(&self) -> Option<&SpiffeId> {
+        self.pod.identity()
+    }
+
     /// Closes the listeners, then ends the connections. Returns when nothing of the pod is left.
     pub(crate) async fn stop(self, stop: Stop) {
         let instance = self.pod.instance;
@@ -127,16 +128,6 @@ impl RunningPod {
         for end in ends {
             // Resolves, as an error, when the worker drops its side.
             drop(end.await);
-        }
-    }
-}
-
-impl Listener {
-    fn component(self) -> &'static str {
-        match self {
-            Self::Outbound => "outbound",
-            Self::Tunnel => "inbound",
-            Self::Plaintext => "inbound plaintext",
         }
     }
 }

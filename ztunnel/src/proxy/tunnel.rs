@@ -1,15 +1,17 @@
 //! Stage 4: the byte stream that a connection goes on in.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::{ConnectRequest, HandshakeError, HboneStream, PoolError, Tunnel};
-use identity::{CertificateError, ExpectedPeers, SpiffeId, unnamed_server};
+use identity::{CertificateError, ExpectedPeers, SpiffeId, WorkloadCertificate, unnamed_server};
 use redirect::socket::{ConnectError, ConnectFailure, connect};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::authorize::Permit;
@@ -43,7 +45,7 @@ pub(crate) struct TunnelKey {
 pub(crate) enum DialError {
     /// We have no certificate to show.
     #[error("identity error")]
-    Identity(#[source] Rc<CertificateError>),
+    Identity(#[source] Rc<NoCertificate>),
     /// The peer's node did not answer at all.
     #[error("connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008")]
     TimedOut(#[source] Rc<ConnectError>),
@@ -62,6 +64,17 @@ pub(crate) enum DialError {
     /// The pool is closing, or no tunnel had room in time.
     #[error("no tunnel became available")]
     Unavailable,
+}
+
+/// Why a pod has no certificate for a connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoCertificate {
+    /// The store has none, and could not get one.
+    #[error(transparent)]
+    Store(#[from] CertificateError),
+    /// The authority has not answered in time.
+    #[error("no certificate was issued in time")]
+    Deadline,
 }
 
 impl DialError {
@@ -99,20 +112,27 @@ pub(crate) async fn open_stream(
     }
 }
 
+/// The certificate of `identity`, which is the pod's.
+pub(crate) async fn certificate(
+    pod: &LocalPod,
+    identity: &SpiffeId,
+) -> Result<Arc<WorkloadCertificate>, NoCertificate> {
+    let asking = pod.worker.shared().certificates.certificate(identity);
+    match timeout(HANDSHAKE_DEADLINE, asking).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(NoCertificate::Deadline),
+    }
+}
+
 /// TCP, TLS and HTTP/2 to the peer.
 async fn dial(pod: &LocalPod, key: &TunnelKey) -> Result<Tunnel, DialError> {
-    let certificates = &pod.worker.shared().certificates;
-    let certificate = timeout_at(Instant::now() + HANDSHAKE_DEADLINE, certificates.certificate(&key.source))
-        .await
-        .unwrap_or(Err(CertificateError::Closed))
-        .map_err(|error| DialError::Identity(Rc::new(error)))?;
-    let tcp =
-        connect(pod.pod.netns.as_ref(), None, key.peer, &pod.pod.connect).await.map_err(
-            |error| match error.reason {
-                ConnectFailure::TimedOut => DialError::TimedOut(Rc::new(error)),
-                _ => DialError::Connect(Rc::new(os_error(error))),
-            },
-        )?;
+    let certificate =
+        certificate(pod, &key.source).await.map_err(|error| DialError::Identity(Rc::new(error)))?;
+    let connected = connect(pod.pod.netns.as_ref(), None, key.peer, &pod.pod.connect).await;
+    let tcp = connected.map_err(|error| match error.reason {
+        ConnectFailure::TimedOut => DialError::TimedOut(Rc::new(error)),
+        _ => DialError::Connect(Rc::new(os_error(error))),
+    })?;
     let deadline = Instant::now() + HANDSHAKE_DEADLINE;
     let connector = TlsConnector::from(certificate.client_config(&key.expected));
     let tls = connector.connect_with(unnamed_server(), ReadAhead::new(tcp), |session| {
@@ -138,14 +158,41 @@ async fn dial(pod: &LocalPod, key: &TunnelKey) -> Result<Tunnel, DialError> {
     Ok(tunnel)
 }
 
-/// Connects to the application that a policy has permitted the client to reach.
+/// Where the application of a permitted connection listens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Application {
+    /// At the address that was permitted.
+    AtPod,
+    /// At the same port of the loopback address: it terminates tunnels itself.
+    AtLoopback,
+}
+
+/// Connects to the application that the policies have permitted the client to reach, from `source` if given.
 pub(crate) async fn connect_application(
     pod: &LocalPod,
-    _permit: &Permit,
-    destination: SocketAddr,
+    permit: &Permit,
+    application: Application,
     source: Option<IpAddr>,
 ) -> Result<TcpStream, ConnectionError> {
+    let permitted = permit.destination();
+    let destination = match (application, permitted.ip()) {
+        (Application::AtPod, _) => permitted,
+        (Application::AtLoopback, IpAddr::V4(_)) => (Ipv4Addr::LOCALHOST, permitted.port()).into(),
+        (Application::AtLoopback, IpAddr::V6(_)) => (Ipv6Addr::LOCALHOST, permitted.port()).into(),
+    };
     connect(pod.pod.netns.as_ref(), source, destination, &pod.pod.connect)
         .await
         .map_err(|error| ConnectionError::Application(os_error(error)))
+}
+
+/// Waits for `connecting`, unless the client resets its connection before. That it has finished sending does not count.
+pub(crate) async fn unless_reset<T>(
+    client: &TcpStream,
+    connecting: impl Future<Output = Result<T, ConnectionError>>,
+) -> Result<T, ConnectionError> {
+    tokio::select! {
+        biased;
+        connected = connecting => connected,
+        _ = client.ready(Interest::ERROR) => Err(ConnectionError::ClientGone),
+    }
 }

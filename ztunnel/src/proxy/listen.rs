@@ -1,0 +1,217 @@
+//! The accept loops: connections come in, and each is given to a worker, which keeps it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use redirect::Netns;
+use redirect::socket::{ListenError, ListenOptions, Listening, original_destination};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::accept::{Accepted, KeepSource, Listener};
+use super::classify::ClassifyError;
+use super::pod::LocalPod;
+use super::report::{Direction, deny_early};
+use super::task_set::Place;
+use super::{inbound, outbound, passthrough};
+use crate::telemetry::with_causes;
+use crate::worker::Occupied;
+
+/// Which socket a listener is, so that it can be bound again.
+#[derive(Clone, Debug)]
+pub(crate) struct Binding {
+    pub(crate) listener: Listener,
+    pub(crate) address: SocketAddr,
+    pub(crate) options: Arc<ListenOptions>,
+}
+
+impl Binding {
+    /// Binds the socket in `netns`, or in the process's own namespace.
+    pub(crate) fn bind(&self, netns: Option<&Netns>) -> Result<Listening, ListenError> {
+        let listening = redirect::socket::listen(netns, self.address, &self.options)?;
+        let (address, component, transparent) =
+            (self.address, self.listener.component(), listening.transparent);
+        tracing::info!(%address, component, transparent, "listener established");
+        Ok(listening)
+    }
+}
+
+/// Pause when the kernel has no descriptor or memory for another connection. Those we serve go on, and end.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Pause before a listener that broke is bound again.
+const REBIND_PAUSE: Duration = Duration::from_secs(1);
+
+/// Accepts until the pod drains; then takes what is queued and closes. A listener that somebody destroys is bound again.
+pub(crate) async fn listen(pod: Rc<LocalPod>, binding: Binding, listening: Listening, _place: Place) {
+    let mut draining = pin!(pod.draining());
+    let mut listening = listening;
+    loop {
+        let door =
+            Door { pod: pod.clone(), listener: binding.listener, keep_source: keep_source(&listening) };
+        let broken = match TcpListener::from_std(listening.listener) {
+            Ok(socket) => tokio::select! {
+                biased;
+                () = &mut draining => return door.take_queued(socket),
+                broken = door.accept(&socket) => broken,
+            },
+            Err(error) => error,
+        };
+        let component = binding.listener.component();
+        tracing::error!(component, error = %broken, "a listener broke and is bound again");
+        listening = tokio::select! {
+            () = &mut draining => return,
+            listening = rebind(&pod, &binding) => listening,
+        };
+    }
+}
+
+fn keep_source(listening: &Listening) -> KeepSource {
+    if listening.transparent { KeepSource::Yes } else { KeepSource::No }
+}
+
+async fn rebind(pod: &LocalPod, binding: &Binding) -> Listening {
+    loop {
+        tokio::time::sleep(REBIND_PAUSE).await;
+        match binding.bind(pod.pod.netns.as_ref()) {
+            Ok(listening) => return listening,
+            Err(error) => tracing::warn!(error = with_causes(&error), "a listener cannot be bound again"),
+        }
+    }
+}
+
+/// Where connections come in.
+struct Door {
+    pod: Rc<LocalPod>,
+    listener: Listener,
+    keep_source: KeepSource,
+}
+
+impl Door {
+    /// Accepts until the listener itself fails. Cancel safe.
+    async fn accept(&self, socket: &TcpListener) -> io::Error {
+        loop {
+            match socket.accept().await {
+                Ok((stream, peer)) => self.dispatch(stream, peer),
+                Err(error) => match Trouble::of(&error) {
+                    Trouble::Client => tracing::debug!(%error, "a connection ended before it was accepted"),
+                    Trouble::Exhausted => {
+                        let component = self.listener.component();
+                        tracing::warn!(component, %error, "new connections wait: no descriptors or memory are left");
+                        tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                    }
+                    Trouble::Listener => return error,
+                },
+            }
+        }
+    }
+
+    /// Takes what the kernel has queued, so that closing the listener resets nobody who is connected already.
+    fn take_queued(&self, socket: TcpListener) {
+        let Ok(socket) = socket.into_std() else { return };
+        // Any error, and above all that nothing is queued, is the end.
+        while let Ok((stream, peer)) = socket.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                self.dispatch(stream, peer);
+            }
+        }
+    }
+
+    /// Gives the connection to the worker with the fewest, or keeps it when that one has no room in its queue.
+    fn dispatch(&self, stream: TcpStream, peer: SocketAddr) {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let (listener, keep_source, at) = (self.listener, self.keep_source, Instant::now());
+        let Some((slot, occupied)) = self.pod.worker.hand_over() else {
+            let occupied = self.pod.worker.occupy();
+            return serve(&self.pod, Arrival { listener, stream, peer, keep_source, at, occupied });
+        };
+        // Out of this thread's reactor, so that the other one can take it.
+        let stream = match stream.into_std() {
+            Ok(stream) => stream,
+            Err(error) => return tracing::debug!(%error, "a connection ended before it was served"),
+        };
+        let instance = self.pod.pod.instance;
+        slot.run(move |worker| {
+            // A pod that has stopped since takes no connections: this one is closed.
+            let Some(pod) = worker.pod(instance) else { return };
+            match TcpStream::from_std(stream) {
+                Ok(stream) => serve(&pod, Arrival { listener, stream, peer, keep_source, at, occupied }),
+                Err(error) => tracing::debug!(%error, "a connection ended before it was served"),
+            }
+        });
+    }
+}
+
+/// Whose trouble a failure to accept is.
+enum Trouble {
+    /// The client was gone before we took it: accept(2) reports the connection's errors as its own.
+    Client,
+    /// The machine has no room for another connection.
+    Exhausted,
+    /// The listener is of no use any more.
+    Listener,
+}
+
+impl Trouble {
+    fn of(error: &io::Error) -> Self {
+        use Errno::*;
+        match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+            EMFILE | ENFILE | ENOBUFS | ENOMEM => Self::Exhausted,
+            ECONNABORTED | EPROTO | EPERM | EINTR | EOPNOTSUPP | ENOPROTOOPT | ENETDOWN | ENETUNREACH
+            | EHOSTDOWN | EHOSTUNREACH | ENONET | ETIMEDOUT => Self::Client,
+            _ => Self::Listener,
+        }
+    }
+}
+
+/// An accepted socket on its way to its task.
+struct Arrival {
+    listener: Listener,
+    stream: TcpStream,
+    peer: SocketAddr,
+    keep_source: KeepSource,
+    at: Instant,
+    occupied: Occupied,
+}
+
+/// Starts the connection's task, on the worker that will keep it.
+fn serve(pod: &Rc<LocalPod>, arrival: Arrival) {
+    let Arrival { listener, stream, peer, keep_source, at, occupied } = arrival;
+    let (local, destination) = match addresses(listener, &stream, peer) {
+        Ok(addresses) => addresses,
+        Err(error) => return tracing::debug!(%error, "a connection ended before it was served"),
+    };
+    // Not redirected: somebody dials our own port, and we would dial it again for them.
+    if listener == Listener::Outbound && destination == local && Listener::OWN_PORTS.contains(&local.port()) {
+        return deny_early(peer, destination, Direction::Outbound, &ClassifyError::SelfCall);
+    }
+    let accepted = Accepted { stream, peer, destination, keep_source, at };
+    match listener {
+        Listener::Outbound => pod.spawn(occupied, |place| outbound::serve(pod.clone(), accepted, place)),
+        Listener::Tunnel => pod.spawn(occupied, |place| inbound::serve(pod.clone(), accepted, place)),
+        Listener::Plaintext => {
+            pod.spawn(occupied, |place| passthrough::serve(pod.clone(), accepted, place));
+        }
+    }
+}
+
+/// The socket's own address, and where the client was going.
+fn addresses(
+    listener: Listener,
+    stream: &TcpStream,
+    peer: SocketAddr,
+) -> io::Result<(SocketAddr, SocketAddr)> {
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let local = canonical(stream.local_addr()?);
+    let destination = match listener {
+        // Tunnels are not redirected.
+        Listener::Tunnel => local,
+        Listener::Outbound | Listener::Plaintext => canonical(original_destination(stream, peer)?.address()),
+    };
+    Ok((local, destination))
+}

@@ -34,10 +34,12 @@ fn headers(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("headers");
 
     let address: SocketAddr = "10.2.0.17:8080".parse().expect("an address");
+    assert_eq!(Authority::from(address).to_string(), "10.2.0.17:8080");
     group.bench_function("authority: write", |bencher| {
         bencher.iter(|| Authority::from(black_box(address)).to_string());
     });
     for (name, text) in [("an address", "10.2.0.17:8080"), ("a name", "server.shop.svc.cluster.local:8080")] {
+        assert!(text.parse::<Authority>().is_ok(), "{text}");
         group.bench_function(format!("authority: read {name}"), |bencher| {
             bencher.iter(|| black_box(text).parse::<Authority>());
         });
@@ -143,6 +145,7 @@ fn changes(criterion: &mut Criterion) {
                 before
             });
         });
+        assert_eq!(mesh.workload_count(), workloads);
     }
     group.finish();
 }

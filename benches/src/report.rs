@@ -35,7 +35,7 @@ impl Report {
                 "unit": row.unit,
                 "median": by_path(&|path| row.median(path).into()),
                 "ratio_to_direct": by_path(&|path| direct.and_then(|direct| row.ratio(path, direct)).into()),
-                "rounds": by_path(&|path| json!(row.samples[path])),
+                "rounds": by_path(&|path| rounds(&row.samples[path])),
             })
         });
         let processes = self.memory.iter().flat_map(|(path, processes)| {
@@ -134,6 +134,11 @@ impl Report {
     }
 }
 
+/// Nothing where there were none.
+fn rounds(samples: &[f64]) -> Value {
+    if samples.is_empty() { Value::Null } else { json!(samples) }
+}
+
 /// Three significant digits, and all digits before the point.
 fn three_digits(value: f64) -> String {
     let decimals = match value.abs() {
@@ -190,6 +195,7 @@ mod tests {
         let cpu = &json["figures"][1];
         assert_eq!(cpu["median"], json!({ "proxy": 1.65 }));
         assert_eq!(cpu["ratio_to_direct"], json!({}));
+        assert_eq!(cpu["rounds"], json!({ "proxy": [1.5, 1.8] }));
         assert_eq!(json["figures"][0]["rounds"], json!({ "direct": [8.0, 10.0], "proxy": [2.0, 2.0] }));
         assert_eq!(json["processes"][0]["holding_kb"]["pss"], 7000);
     }

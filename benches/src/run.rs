@@ -54,19 +54,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<Report> {
         if !path.proxies.is_empty() {
             progress(format_args!("memory of {name}"))?;
             let processes = held::measure(&path, interrupt)?;
-            let load = format!("{} connections held", held::CONNECTIONS);
-            figures.record(
-                index,
-                &load,
-                "kB/connection, Rss",
-                per_connection(&processes, |memory| memory.rss),
-            );
-            figures.record(
-                index,
-                &load,
-                "kB/connection, Pss",
-                per_connection(&processes, |memory| memory.pss),
-            );
+            record_memory(&mut figures, index, &processes);
             memory.push((name.clone(), processes));
         }
         for load in Load::WARM_UP {
@@ -76,6 +64,14 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<Report> {
     }
     measure_in_turns(&paths, options, interrupt, &mut figures)?;
     Ok(Report { machine, programs: described, rounds: *rounds, seconds: *seconds, figures, memory })
+}
+
+fn record_memory(figures: &mut Figures, path: usize, processes: &[held::Process]) {
+    let load = format!("{} connections held", held::CONNECTIONS);
+    let rss = per_connection(processes, |memory| memory.rss);
+    let pss = per_connection(processes, |memory| memory.pss);
+    figures.record(path, &load, "kB/connection, Rss", rss);
+    figures.record(path, &load, "kB/connection, Pss", pss);
 }
 
 /// Each load on all paths one after the other, each round beginning with another path: a disturbance of the machine

@@ -39,6 +39,9 @@ pub(crate) enum ClassifyError {
     /// The peer asks for something that is not here.
     #[error(transparent)]
     Inbound(#[from] InboundError),
+    /// The way leads through another network's gateway, which takes one tunnel inside another.
+    #[error("no valid routing destination: gateways of other networks are not supported yet: {0}")]
+    OtherNetwork(Arc<str>),
     /// The mesh gives the pod a trust domain that no identity can have.
     #[error("identity error")]
     Identity(#[from] identity::SpiffeIdError),

@@ -1,51 +1,27 @@
-//! Tunnels that other proxies open to the pod, and the connections in them.
+//! A connection in a tunnel that another proxy opened to the pod.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hbone::{Authority, AuthorityError, HandshakeError, HboneStream, IncomingConnect, Refusal, Server};
-use identity::{PeerIdentityError, SpiffeId, peer_identity};
+use hbone::{Authority, AuthorityError, HboneStream, IncomingConnect, Refusal};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::time::timeout_at;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
-use super::accept::{Accepted, KeepSource};
 use super::authorize::authorize;
 use super::classify::{self, ClassifyError};
 use super::copy::{self, Transfer};
 use super::error::ConnectionError;
+use super::inbound_tunnel::InboundTunnel;
 use super::pod::LocalPod;
 use super::proxy_protocol;
-use super::read_ahead::ReadAhead;
 use super::report::{Direction, OpenRecord, Party, Record, deny_early};
 use super::task_set::Place;
-use super::tunnel::{
-    Application, HANDSHAKE_DEADLINE, NoCertificate, TLS_BUFFER, certificate, connect_application,
-};
+use super::tunnel::{Application, connect_application};
 use crate::state::Mesh;
 use crate::state::inbound::{self, InboundError, NextHop};
 use crate::state::model::Workload;
-
-/// Why a tunnel was not accepted.
-#[derive(Debug, thiserror::Error)]
-enum TunnelRefused {
-    #[error(transparent)]
-    Classify(#[from] ClassifyError),
-    #[error("identity error")]
-    Identity(#[source] NoCertificate),
-    #[error("tls handshake error")]
-    Tls(#[source] std::io::Error),
-    #[error("tls handshake error: timed out")]
-    TlsDeadline,
-    #[error("tls handshake error")]
-    Peer(#[source] PeerIdentityError),
-    #[error("http2 handshake failed")]
-    Http2(#[source] HandshakeError),
-}
 
 /// Why a request in a tunnel was refused before it was known where it goes.
 #[derive(Debug, thiserror::Error)]
@@ -68,83 +44,10 @@ impl RequestRefused {
     }
 }
 
-/// What all connections in a tunnel have in common.
-pub(crate) struct Tunnel {
-    peer: SocketAddr,
-    /// The pod's address that the peer connected to, with our port.
-    local: SocketAddr,
-    peer_identity: SpiffeId,
-    local_identity: SpiffeId,
-    keep_source: KeepSource,
-}
-
-/// Serves one tunnel: each connection in it gets a task of its own.
-pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) {
-    let (peer, local) = (accepted.peer, accepted.destination);
-    let (tunnel, mut server) = match Box::pin(open(&pod, accepted)).await {
-        Ok(opened) => opened,
-        Err(error) => return deny_early(peer, local, Direction::Inbound, &error),
-    };
-    let tunnel = Rc::new(tunnel);
-    let mut draining = std::pin::pin!(pod.draining());
-    let mut drained = false;
-    loop {
-        let incoming = tokio::select! {
-            incoming = server.accept() => incoming,
-            () = &mut draining, if !drained => {
-                drained = true;
-                server.drain();
-                continue;
-            }
-        };
-        match incoming {
-            Some(Ok(request)) => {
-                pod.spawn(pod.worker.occupy(), |place| {
-                    serve_request(pod.clone(), tunnel.clone(), request, place)
-                });
-            }
-            Some(Err(error)) => {
-                tracing::debug!(%peer, error = crate::telemetry::with_causes(&error), "tunnel failed");
-            }
-            None => break,
-        }
-    }
-}
-
-async fn open(
-    pod: &LocalPod,
-    accepted: Accepted,
-) -> Result<(Tunnel, Server<TlsStream<ReadAhead>>), TunnelRefused> {
-    let workload = classify::local_workload(pod).await?;
-    let identity = pod.identity(&workload).map_err(ClassifyError::from)?;
-    let certificate = certificate(pod, &identity).await.map_err(TunnelRefused::Identity)?;
-    let deadline = tokio::time::Instant::now() + HANDSHAKE_DEADLINE;
-    let acceptor = TlsAcceptor::from(certificate.server_config());
-    let accepting = acceptor.accept_with(ReadAhead::new(accepted.stream), |session| {
-        session.set_buffer_limit(Some(TLS_BUFFER));
-    });
-    let tls = timeout_at(deadline, accepting)
-        .await
-        .map_err(|_| TunnelRefused::TlsDeadline)?
-        .map_err(TunnelRefused::Tls)?;
-    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-    let peer_identity = peer_identity(chain).map_err(TunnelRefused::Peer)?;
-    let server =
-        Server::handshake(tls, &pod.config().server, deadline).await.map_err(TunnelRefused::Http2)?;
-    let tunnel = Tunnel {
-        peer: accepted.peer,
-        local: accepted.destination,
-        peer_identity,
-        local_identity: identity,
-        keep_source: accepted.keep_source,
-    };
-    Ok((tunnel, server))
-}
-
 /// Serves one connection in a tunnel, from classification to its report.
-pub(crate) async fn serve_request(
+pub(crate) async fn serve(
     pod: Rc<LocalPod>,
-    tunnel: Rc<Tunnel>,
+    tunnel: Rc<InboundTunnel>,
     request: IncomingConnect,
     _place: Place,
 ) {
@@ -162,12 +65,16 @@ pub(crate) async fn serve_request(
 type Connected = Result<(HboneStream, TcpStream), ConnectionError>;
 
 /// Everything up to the first byte. Nothing: the request was refused before it was known where it goes.
-async fn begin(pod: &LocalPod, tunnel: &Tunnel, request: IncomingConnect) -> Option<(OpenRecord, Connected)> {
+async fn begin(
+    pod: &LocalPod,
+    tunnel: &InboundTunnel,
+    request: IncomingConnect,
+) -> Option<(OpenRecord, Connected)> {
     let since = Instant::now();
     match decide(pod, tunnel, &request).await {
-        Ok(arrival) => {
-            let record = arrival.record(pod, tunnel, &request, since).open();
-            let connected = arrival.connect(pod, tunnel, request).await;
+        Ok(plan) => {
+            let record = plan.record(pod, tunnel, &request, since).open();
+            let connected = plan.connect(pod, tunnel, request).await;
             Some((record, connected))
         }
         Err(error) => {
@@ -179,7 +86,7 @@ async fn begin(pod: &LocalPod, tunnel: &Tunnel, request: IncomingConnect) -> Opt
 }
 
 /// Everything that was decided about a connection.
-struct Arrival {
+struct Plan {
     mesh: Arc<Mesh>,
     workload: Arc<Workload>,
     authority: Authority,
@@ -188,9 +95,9 @@ struct Arrival {
 
 async fn decide(
     pod: &LocalPod,
-    tunnel: &Tunnel,
+    tunnel: &InboundTunnel,
     request: &IncomingConnect,
-) -> Result<Arrival, RequestRefused> {
+) -> Result<Plan, RequestRefused> {
     if !request.is_connect() {
         return Err(RequestRefused::Method(request.method().to_string()));
     }
@@ -207,11 +114,17 @@ async fn decide(
         .map_err(ClassifyError::from)?;
     let hop =
         inbound::next_hop(&mesh, &shared.routing, &workload, local, asked).map_err(ClassifyError::from)?;
-    Ok(Arrival { mesh, workload, authority, hop })
+    Ok(Plan { mesh, workload, authority, hop })
 }
 
-impl Arrival {
-    fn record(&self, pod: &LocalPod, tunnel: &Tunnel, request: &IncomingConnect, since: Instant) -> Record {
+impl Plan {
+    fn record(
+        &self,
+        pod: &LocalPod,
+        tunnel: &InboundTunnel,
+        request: &IncomingConnect,
+        since: Instant,
+    ) -> Record {
         let network = &pod.config().network;
         let source =
             classify::peer_workload(&self.mesh, network, tunnel.peer.ip(), Some(&tunnel.peer_identity));
@@ -240,7 +153,12 @@ impl Arrival {
     }
 
     /// Authorizes the connection, connects to the application and answers the client.
-    async fn connect(self, pod: &LocalPod, tunnel: &Tunnel, mut request: IncomingConnect) -> Connected {
+    async fn connect(
+        self,
+        pod: &LocalPod,
+        tunnel: &InboundTunnel,
+        mut request: IncomingConnect,
+    ) -> Connected {
         let source = tunnel.peer.ip();
         let permit = match authorize(
             &self.mesh,
@@ -277,7 +195,7 @@ impl Arrival {
     }
 
     /// Where the application listens, and in whose name to connect to it.
-    fn application(&self, pod: &LocalPod, tunnel: &Tunnel) -> (Application, Option<IpAddr>) {
+    fn application(&self, pod: &LocalPod, tunnel: &InboundTunnel) -> (Application, Option<IpAddr>) {
         match self.hop.proxy_destination.is_some() && pod.config().localhost_app_tunnel {
             true => (Application::AtLoopback, None),
             false => (Application::AtPod, tunnel.keep_source.then(tunnel.peer.ip())),

@@ -17,7 +17,7 @@ use super::classify::ClassifyError;
 use super::pod::LocalPod;
 use super::report::{Direction, deny_early};
 use super::task_set::Place;
-use super::{inbound, outbound, passthrough};
+use super::{inbound_tunnel, outbound, passthrough};
 use crate::telemetry::with_causes;
 use crate::worker::Occupied;
 
@@ -193,7 +193,7 @@ fn serve(pod: &Rc<LocalPod>, arrival: Arrival) {
     let accepted = Accepted { stream, peer, destination, keep_source, at };
     match listener {
         Listener::Outbound => pod.spawn(occupied, |place| outbound::serve(pod.clone(), accepted, place)),
-        Listener::Tunnel => pod.spawn(occupied, |place| inbound::serve(pod.clone(), accepted, place)),
+        Listener::Tunnel => pod.spawn(occupied, |place| inbound_tunnel::serve(pod.clone(), accepted, place)),
         Listener::Plaintext => {
             pod.spawn(occupied, |place| passthrough::serve(pod.clone(), accepted, place));
         }

@@ -9,8 +9,9 @@
 //! report    -> log line       exactly one record per connection, on every path
 //! ```
 //!
-//! [`outbound`], [`inbound`] and [`passthrough`] compose them. [`pod`] is whose connection it is; [`run`] starts and
-//! stops what is listened on.
+//! [`outbound`], [`inbound`] and [`passthrough`] compose them; [`listen`] gives connections to workers, and
+//! [`inbound_tunnel`] takes them out of tunnels. [`pod`] is whose connection it is; [`run`] starts and stops what is
+//! listened on.
 
 mod accept;
 mod authorize;
@@ -18,6 +19,7 @@ mod classify;
 mod copy;
 mod error;
 mod inbound;
+mod inbound_tunnel;
 mod listen;
 mod outbound;
 mod passthrough;
@@ -49,7 +51,7 @@ mod tests {
     fn a_connection_costs_little_to_hold() {
         let outbound = size_of_task(outbound::serve);
         let passthrough = size_of_task(passthrough::serve);
-        let inbound = size_of_request(inbound::serve_request);
+        let inbound = size_of_request(inbound::serve);
         assert!(
             outbound <= 1800 && passthrough <= 1800 && inbound <= 1800,
             "{outbound} {passthrough} {inbound}"

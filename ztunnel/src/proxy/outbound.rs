@@ -16,7 +16,7 @@ use super::report::{Direction, Party, Record, deny_early};
 use super::task_set::Place;
 use super::tunnel::{self, TunnelKey, unless_reset};
 use crate::state::model::{Service, Workload};
-use crate::state::route::{HboneRoute, PlainRoute, Route, RouteAuthority, RouteError};
+use crate::state::route::{HboneRoute, PlainRoute, Route, RouteAuthority};
 
 /// Serves one connection, from classification to its report.
 pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) {
@@ -82,11 +82,7 @@ async fn decide(pod: &LocalPod, accepted: &Accepted) -> Result<Plan, ClassifyErr
             })
         }
         // Refused rather than sent another way: what is behind a gateway must be reached through it.
-        Route::DoubleHbone(route) => Err(RouteError::UnknownNetworkGateway(format!(
-            "{} (other networks are not reached yet)",
-            route.gateway.uid
-        ))
-        .into()),
+        Route::DoubleHbone(route) => Err(ClassifyError::OtherNetwork(route.gateway.uid.clone())),
     }
 }
 

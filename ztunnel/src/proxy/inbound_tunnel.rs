@@ -1,0 +1,110 @@
+//! Tunnels that other proxies open to the pod: TLS, HTTP/2, and the requests as they come.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use hbone::{HandshakeError, Server};
+use identity::{PeerIdentityError, SpiffeId, peer_identity};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::accept::{Accepted, KeepSource};
+use super::classify::{self, ClassifyError};
+use super::inbound;
+use super::pod::LocalPod;
+use super::read_ahead::ReadAhead;
+use super::report::{Direction, deny_early};
+use super::task_set::Place;
+use super::tunnel::{HANDSHAKE_DEADLINE, NoCertificate, TLS_BUFFER, certificate};
+use crate::telemetry::with_causes;
+
+/// What all connections in a tunnel have in common.
+pub(crate) struct InboundTunnel {
+    pub(super) peer: SocketAddr,
+    /// The pod's address that the peer connected to, with our port.
+    pub(super) local: SocketAddr,
+    pub(super) peer_identity: SpiffeId,
+    pub(super) local_identity: SpiffeId,
+    pub(super) keep_source: KeepSource,
+}
+
+/// Serves one tunnel: each connection in it gets a task of its own.
+pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) {
+    let (peer, local) = (accepted.peer, accepted.destination);
+    let (tunnel, mut server) = match Box::pin(open(&pod, accepted)).await {
+        Ok(opened) => opened,
+        Err(error) => return deny_early(peer, local, Direction::Inbound, &error),
+    };
+    let tunnel = Rc::new(tunnel);
+    let mut draining = std::pin::pin!(pod.draining());
+    let mut drained = false;
+    loop {
+        let incoming = tokio::select! {
+            incoming = server.accept() => incoming,
+            () = &mut draining, if !drained => {
+                drained = true;
+                server.drain();
+                continue;
+            }
+        };
+        match incoming {
+            Some(Ok(request)) => {
+                pod.spawn(pod.worker.occupy(), |place| {
+                    inbound::serve(pod.clone(), tunnel.clone(), request, place)
+                });
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%peer, error = with_causes(&error), "tunnel failed");
+            }
+            None => break,
+        }
+    }
+}
+
+async fn open(
+    pod: &LocalPod,
+    accepted: Accepted,
+) -> Result<(InboundTunnel, Server<TlsStream<ReadAhead>>), TunnelRefused> {
+    let workload = classify::local_workload(pod).await?;
+    let identity = pod.identity(&workload).map_err(ClassifyError::from)?;
+    let certificate = certificate(pod, &identity).await.map_err(TunnelRefused::Identity)?;
+    let deadline = Instant::now() + HANDSHAKE_DEADLINE;
+    let acceptor = TlsAcceptor::from(certificate.server_config());
+    let accepting = acceptor.accept_with(ReadAhead::new(accepted.stream), |session| {
+        session.set_buffer_limit(Some(TLS_BUFFER));
+    });
+    let tls = timeout_at(deadline, accepting)
+        .await
+        .map_err(|_| TunnelRefused::TlsDeadline)?
+        .map_err(TunnelRefused::Tls)?;
+    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+    let peer_identity = peer_identity(chain).map_err(TunnelRefused::Peer)?;
+    let server =
+        Server::handshake(tls, &pod.config().server, deadline).await.map_err(TunnelRefused::Http2)?;
+    let tunnel = InboundTunnel {
+        peer: accepted.peer,
+        local: accepted.destination,
+        peer_identity,
+        local_identity: identity,
+        keep_source: accepted.keep_source,
+    };
+    Ok((tunnel, server))
+}
+
+/// Why a tunnel was not accepted.
+#[derive(Debug, thiserror::Error)]
+enum TunnelRefused {
+    #[error(transparent)]
+    Classify(#[from] ClassifyError),
+    #[error("identity error")]
+    Identity(#[source] NoCertificate),
+    #[error("tls handshake error")]
+    Tls(#[source] std::io::Error),
+    #[error("tls handshake error: timed out")]
+    TlsDeadline,
+    #[error("tls handshake error")]
+    Peer(#[source] PeerIdentityError),
+    #[error("http2 handshake failed")]
+    Http2(#[source] HandshakeError),
+}

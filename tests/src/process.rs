@@ -58,6 +58,24 @@ impl Process {
         matches!(self.child().try_wait(), Ok(None))
     }
 
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> Result<usize> {
+        let directory = std::fs::read_dir(format!("/proc/{}/fd", self.id));
+        Ok(directory.with_context(|| format!("{} has no descriptors", self.name))?.count())
+    }
+
+    /// User and system time it has spent so far, to the hundredth of a second.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id))?;
+        // The program's name, in parentheses, may contain anything.
+        let (_, fields) = stat.rsplit_once(')').context("no program name")?;
+        let mut ticks = 0;
+        for field in fields.split_whitespace().skip(11).take(2) {
+            ticks += field.parse::<u64>()?;
+        }
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
     /// Waits for it to end and for all it wrote, at most `bound`.
     pub fn wait(&self, bound: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + bound;

@@ -54,6 +54,12 @@ impl TwoNodes {
         Ok(Self { mesh, client, neighbour, server, outsider, east, west, lab })
     }
 
+    /// Has the server's node swallow what tunnels to its pods consist of, as a NetworkPolicy would.
+    pub fn swallow_tunnels(&self) -> Result<()> {
+        let rule = "type filter hook forward priority 0; tcp dport 15008 drop;";
+        self.west.feed("nft", &["-f", "-"], &format!("table inet hole {{ chain forward {{ {rule} }}; }}"))
+    }
+
     /// The proxy of the clients' node.
     pub fn east_ztunnel(&self) -> Result<&Ztunnel> {
         self.mesh.ztunnel(&self.east)

@@ -6,8 +6,9 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use lab::traffic::{self, Ending, Outcome, Server};
-use lab::{BackendChoice, PATIENCE, Pod, TwoNodes, hello};
+use lab::{BackendChoice, PATIENCE, Pod, TwoNodes, ZtunnelOptions, hello};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 #[test]
@@ -133,6 +134,93 @@ fn a_client_that_resets_during_a_blocked_upload_is_let_go_of_at_both_ends() {
         .unwrap();
     scene.east_ztunnel().unwrap().wait_for_access(|line| line.text("direction") == "outbound").unwrap();
     scene.west_ztunnel().unwrap().wait_for_access(|line| line.text("direction") == "inbound").unwrap();
+}
+
+#[test]
+fn clients_that_finish_sending_and_then_reset_are_let_go_of_at_both_ends() {
+    const CLIENTS: usize = 10;
+    // One worker has one tunnel, whoever uses it.
+    let options = ZtunnelOptions { threads: 1, ..ZtunnelOptions::default() };
+    let scene = TwoNodes::with(BackendChoice::Nftables, &options, |_, _| Ok(())).unwrap();
+    let (heard, all_heard) = channel();
+    let silent = Server::start(&scene.server, 8080, async move |mut stream, _| {
+        heard.send(traffic::receive(&mut stream).await?.bytes)?;
+        // Neither answers nor closes.
+        std::future::pending::<()>().await;
+        drop(stream);
+        Ok(())
+    })
+    .unwrap();
+    let echo = Server::start(&scene.server, 8081, traffic::echo).unwrap();
+    assert_eq!(hello(&scene.client, echo.ipv4()).unwrap(), Outcome::answered("hello"));
+    let proxies = [scene.east_ztunnel().unwrap(), scene.west_ztunnel().unwrap()];
+    for proxy in proxies {
+        proxy.wait_for_access(|_| true).unwrap();
+    }
+    let before = proxies.map(|proxy| proxy.process().descriptors().unwrap());
+
+    let (go, going) = watch::channel(());
+    let clients = [&scene.client, &scene.outsider].map(|pod| {
+        let (target, mut going) = (silent.ipv4(), going.clone());
+        pod.spawn(async move || {
+            let mut streams = Vec::new();
+            for _ in 0..CLIENTS {
+                let mut stream = traffic::connect(target).await?;
+                stream.write_all(b"hello").await?;
+                stream.shutdown().await?;
+                streams.push(stream);
+            }
+            // The sender is dropped.
+            drop(going.changed().await);
+            streams.into_iter().try_for_each(traffic::reset)
+        })
+    });
+    for _ in 0..2 * CLIENTS {
+        assert_eq!(all_heard.recv_timeout(PATIENCE).unwrap(), 5);
+    }
+    drop(go);
+    for crowd in clients {
+        crowd.join().unwrap();
+    }
+    for (proxy, (before, connections)) in proxies.into_iter().zip(before.into_iter().zip([1, 2])) {
+        let descriptors = || proxy.process().descriptors().unwrap();
+        let freed = lab::wait_until(|| descriptors() <= before);
+        assert!(freed.is_ok(), "{} descriptors, {before} before", descriptors());
+        let lines = 1 + connections * CLIENTS;
+        lab::wait_until(|| proxy.access_lines().len() >= lines).unwrap();
+        assert_eq!(proxy.access_lines().len(), lines);
+    }
+}
+
+#[test]
+fn an_answer_is_delivered_whole_although_its_server_left_the_request_unread() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    let server = Server::start(&scene.server, 8080, async |mut stream, _| {
+        stream.read_u8().await?;
+        traffic::send(&mut stream, 7, 100_000).await?;
+        // The kernel forgets what it has not delivered when it resets for the unread request.
+        while redirect::socket::unsent_bytes(&stream)? > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    })
+    .unwrap();
+    for pod in [&scene.client, &scene.outsider] {
+        for repetition in 0..20 {
+            let target = server.ipv4();
+            let (answer, whole) = pod
+                .run(async move || {
+                    let mut stream = traffic::connect(target).await?;
+                    stream.write_all(&[0; 20_000]).await?;
+                    let whole = traffic::send(&mut tokio::io::sink(), 7, 100_000).await?;
+                    let answer = traffic::receive(&mut (&mut stream).take(whole.bytes)).await?;
+                    traffic::ending(&mut stream).await?;
+                    Ok((answer, whole))
+                })
+                .unwrap();
+            assert_eq!(answer, whole, "{}, repetition {repetition}", pod.name());
+        }
+    }
 }
 
 #[test]

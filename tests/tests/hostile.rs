@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure names its line")]
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
 use lab::traffic::{self, Outcome, Server};
@@ -160,6 +161,25 @@ fn the_proxys_own_ports_give_a_pod_nothing_and_do_not_loop() {
     assert!(lines <= 2 * 24, "{lines} lines for 24 connections");
     let echo = Server::start(server, 8080, traffic::echo).unwrap();
     assert_eq!(hello(client, echo.ipv4()).unwrap(), Outcome::answered("hello"));
+}
+
+#[test]
+fn an_address_that_the_mesh_does_not_know_is_no_way_into_a_loop() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    let ztunnel = scene.east_ztunnel().unwrap();
+    scene.client.ip("addr add 10.77.0.1/32 dev lo\naddr add 10.77.0.2/32 dev eth0").unwrap();
+    let before = ztunnel.process().descriptors().unwrap();
+    for address in ["10.77.0.1:15001", "10.77.0.2:15001"] {
+        assert_eq!(hello(&scene.client, address.parse().unwrap()).unwrap(), Outcome::Cut, "{address}");
+        let line = ztunnel.wait_for_access(|line| line.text("dst.addr") == address).unwrap();
+        assert_eq!((line.level.as_str(), line.message.as_str()), ("warn", "connection failed"), "{line:?}");
+        assert_eq!(line.text("error"), "attempted recursive call to ourselves", "{line:?}");
+    }
+    // A loop would go on by itself.
+    std::thread::sleep(Duration::from_secs(1));
+    let after = ztunnel.process().descriptors().unwrap();
+    assert!(after <= before + 4, "{after} descriptors, {before} before");
+    assert_eq!(ztunnel.access_lines().len(), 2);
 }
 
 #[test]

@@ -104,6 +104,39 @@ fn connections_that_stay_open_are_cut_at_the_deadline_and_logged() {
 }
 
 #[test]
+fn connections_that_were_queued_before_the_signal_are_served() {
+    const QUEUED: usize = 500;
+    let options = ZtunnelOptions { drain: PATIENCE, ..ZtunnelOptions::default() };
+    let scene = TwoNodes::with(BackendChoice::Nftables, &options, |_, _| Ok(())).unwrap();
+    let echo = Server::start(&scene.server, 8080, traffic::echo).unwrap();
+    let target = echo.ipv4();
+    let parties =
+        [(&scene.client, scene.east_ztunnel().unwrap()), (&scene.outsider, scene.west_ztunnel().unwrap())];
+    for (pod, ztunnel) in parties {
+        let process = ztunnel.process();
+        process.signal(Signal::SIGSTOP).unwrap();
+        let (queued, all_queued) = std::sync::mpsc::channel();
+        let clients = pod.spawn(async move || {
+            let mut streams = Vec::new();
+            for _ in 0..QUEUED {
+                streams.push(traffic::connect(target).await?);
+            }
+            queued.send(())?;
+            let mut served = 0;
+            for stream in &mut streams {
+                served += usize::from(traffic::round_trip(stream, b"hello").await.is_ok());
+            }
+            Ok(served)
+        });
+        all_queued.recv_timeout(PATIENCE).unwrap();
+        process.signal(Signal::SIGTERM).unwrap();
+        process.signal(Signal::SIGCONT).unwrap();
+        assert_eq!(clients.join().unwrap(), QUEUED, "from {}", pod.name());
+        assert_eq!(process.wait(PATIENCE).unwrap().code(), Some(0), "{}", ztunnel.output());
+    }
+}
+
+#[test]
 fn a_proxy_without_connections_ends_at_once() {
     let options = ZtunnelOptions { drain: Duration::from_secs(3600), ..ZtunnelOptions::default() };
     let scene = TwoNodes::with(BackendChoice::Nftables, &options, |_, _| Ok(())).unwrap();

@@ -10,9 +10,12 @@ use hbone::headers::{self, Baggage, WorkloadKind, forwarded, forwarded_host};
 use hbone::{Authority, HostName};
 use http::HeaderMap;
 use identity::SpiffeId;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use ztunnel::policy::{
     Access, Action, Enforcement, MatchSpec, Policy, PolicyScope, PolicySpec, StringMatch, compile,
 };
+use ztunnel::proxy::copy::{Transfer, tcp_to_tcp};
 use ztunnel::state::Mesh;
 use ztunnel::state::model::{
     Destination, GatewayAddress, NamespacedHostname, NetworkAddress, PortMap, Service, TunnelProtocol,
@@ -26,6 +29,7 @@ fn main() {
     policies(&mut criterion);
     routes(&mut criterion);
     changes(&mut criterion);
+    copies(&mut criterion);
     criterion.final_summary();
 }
 
@@ -241,4 +245,47 @@ fn principals(strangers: usize, with_client: bool) -> Vec<StringMatch> {
     let names = strangers.chain(with_client.then(|| "client".to_owned()));
     let principal = |name: String| account(&name).trim_start_matches("spiffe://").into();
     names.map(|name| StringMatch::Exact(principal(name))).collect()
+}
+
+/// One direction of a connection through the copy stage, from one loopback connection to another: what moving bytes costs
+/// without a tunnel.
+fn copies(criterion: &mut Criterion) {
+    const BYTES: usize = 16 << 20;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let mut group = criterion.benchmark_group("copies");
+    group.sample_size(20).throughput(criterion::Throughput::Bytes(BYTES as u64));
+    for (name, chunk) in [("1 KiB at a time", 1 << 10), ("256 KiB at a time", 256 << 10)] {
+        group.bench_function(format!("16 MiB, {name}"), |bencher| {
+            bencher.iter(|| runtime.block_on(copy_through(BYTES, chunk)));
+        });
+    }
+    group.finish();
+}
+
+async fn copy_through(bytes: usize, chunk: usize) {
+    let ((mut sender, client), (upstream, mut receiver)) = (loopback().await, loopback().await);
+    let counts = Transfer::default();
+    let send = async {
+        let chunk = vec![7; chunk];
+        for _ in 0..bytes / chunk.len() {
+            sender.write_all(&chunk).await.expect("the copy reads");
+        }
+        sender.shutdown().await.expect("the connection is open");
+    };
+    let receive = async {
+        let mut buffer = vec![0; 256 << 10];
+        while receiver.read(&mut buffer).await.expect("the copy writes") > 0 {}
+        receiver.shutdown().await.expect("the connection is open");
+    };
+    let (copied, (), ()) = tokio::join!(tcp_to_tcp(client, upstream, &counts), send, receive);
+    copied.expect("both ends closed in order");
+    assert_eq!(counts.from_client.get(), bytes as u64);
+}
+
+/// Both ends of a TCP connection.
+async fn loopback() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("a bound listener has an address");
+    let (dialled, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (dialled.expect("loopback"), accepted.expect("loopback").0)
 }

@@ -56,16 +56,16 @@ pub(crate) enum Upstream {
 
 /// Bytes of application data carried so far.
 #[derive(Debug, Default)]
-pub(crate) struct Transfer {
+pub struct Transfer {
     /// From the side that opened the connection.
-    pub(crate) from_client: Cell<u64>,
+    pub from_client: Cell<u64>,
     /// To the side that opened the connection.
-    pub(crate) to_client: Cell<u64>,
+    pub to_client: Cell<u64>,
 }
 
 /// Copying ended with an error that is not simply a peer going away.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CopyError {
+pub enum CopyError {
     /// Reading from the side that opened the connection.
     #[error("receive")]
     Receive(#[source] io::Error),
@@ -75,11 +75,7 @@ pub(crate) enum CopyError {
 }
 
 /// Copies between two TCP connections. Dropping the future resets both.
-pub(crate) async fn tcp_to_tcp(
-    client: TcpStream,
-    upstream: TcpStream,
-    counts: &Transfer,
-) -> Result<(), CopyError> {
+pub async fn tcp_to_tcp(client: TcpStream, upstream: TcpStream, counts: &Transfer) -> Result<(), CopyError> {
     let (mut client, mut upstream) = (TcpEnd::new(client), TcpEnd::new(upstream));
     let ended = {
         let (client_read, client_write) = client.stream.split();
@@ -91,11 +87,11 @@ pub(crate) async fn tcp_to_tcp(
         )
         .await
     };
-    conclude(ended, client, upstream).await
+    Box::pin(conclude(ended, client, upstream)).await
 }
 
 /// Copies between a TCP connection that opened the conversation and a tunnel's stream. Dropping the future resets both.
-pub(crate) async fn tcp_to_hbone(
+pub async fn tcp_to_hbone(
     client: TcpStream,
     upstream: HboneStream,
     counts: &Transfer,
@@ -106,12 +102,12 @@ pub(crate) async fn tcp_to_hbone(
         let (source, sink) = upstream.split();
         both((&mut TcpSource::new(read), &mut TcpSink(write)), (&mut { source }, &mut { sink }), counts).await
     };
-    conclude(ended, client, upstream).await
+    Box::pin(conclude(ended, client, upstream)).await
 }
 
 /// Copies between a tunnel's stream that opened the conversation and a TCP connection to the application. Dropping the
 /// future resets both.
-pub(crate) async fn hbone_to_tcp(
+pub async fn hbone_to_tcp(
     client: HboneStream,
     upstream: TcpStream,
     counts: &Transfer,
@@ -122,7 +118,7 @@ pub(crate) async fn hbone_to_tcp(
         let (source, sink) = client.split();
         both((&mut { source }, &mut { sink }), (&mut TcpSource::new(read), &mut TcpSink(write)), counts).await
     };
-    conclude(ended, client, upstream).await
+    Box::pin(conclude(ended, client, upstream)).await
 }
 
 /// Ends both ends as the copying did.
@@ -174,7 +170,7 @@ async fn direction(
     if open.get() == 0 {
         return Ok(());
     }
-    Err(source.cut().await.of(side))
+    Err(Box::pin(source.cut()).await.of(side))
 }
 
 /// Moves bytes until the source ends or the sink takes no more. `Err`: the source was cut.
@@ -184,7 +180,7 @@ async fn pump(source: &mut impl Source, sink: &mut impl Sink, count: &Cell<u64>)
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Ok(()),
             Err(cut) => {
-                drop(timeout(LAST_WORDS, pump_rest(source, sink, count)).await);
+                drop(Box::pin(timeout(LAST_WORDS, pump_rest(source, sink, count))).await);
                 return Err(cut);
             }
         }
@@ -206,11 +202,11 @@ async fn write_watching(
     if let Poll::Ready(written) = poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await {
         return Ok(written);
     }
-    // Boxed, because most connections are never blocked.
+    // Boxed, here and below, because most connections never need it and all would keep room for it.
     match select(writing, Box::pin(source.cut())).await {
         Either::Left((written, _)) => Ok(written),
         Either::Right((cut, writing)) => {
-            drop(timeout(LAST_WORDS, writing).await);
+            drop(Box::pin(timeout(LAST_WORDS, writing)).await);
             Err(cut)
         }
     }

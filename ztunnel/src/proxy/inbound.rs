@@ -48,11 +48,11 @@ impl RequestRefused {
 pub(crate) async fn serve(
     pod: Rc<LocalPod>,
     tunnel: Rc<InboundTunnel>,
-    request: IncomingConnect,
+    request: Box<IncomingConnect>,
     _place: Place,
 ) {
     // What happens before the bytes flow is boxed, so that a long-lived connection does not keep room for it.
-    let Some((record, connected)) = Box::pin(begin(&pod, &tunnel, request)).await else { return };
+    let Some((record, connected)) = Box::pin(begin(&pod, &tunnel, *request)).await else { return };
     let result = match connected {
         Ok((client, application)) => {
             copy::hbone_to_tcp(client, application, record.transfer()).await.map_err(Into::into)

@@ -30,7 +30,7 @@ pub(crate) struct InboundTunnel {
 }
 
 /// Serves one tunnel: each connection in it gets a task of its own.
-pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) {
+pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Place) {
     let (peer, local) = (accepted.peer, accepted.destination);
     let (tunnel, mut server) = match Box::pin(open(&pod, accepted)).await {
         Ok(opened) => opened,
@@ -51,7 +51,7 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) 
         match incoming {
             Some(Ok(request)) => {
                 pod.spawn(pod.worker.occupy(), |place| {
-                    inbound::serve(pod.clone(), tunnel.clone(), request, place)
+                    inbound::serve(pod.clone(), tunnel.clone(), Box::new(request), place)
                 });
             }
             Some(Err(error)) => {
@@ -64,7 +64,7 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) 
 
 async fn open(
     pod: &LocalPod,
-    accepted: Accepted,
+    accepted: Box<Accepted>,
 ) -> Result<(InboundTunnel, Server<TlsStream<ReadAhead>>), TunnelRefused> {
     let workload = classify::local_workload(pod).await?;
     let identity = pod.identity(&workload).map_err(ClassifyError::from)?;

@@ -190,7 +190,7 @@ fn serve(pod: &Rc<LocalPod>, arrival: Arrival) {
     if listener == Listener::Outbound && destination == local && Listener::OWN_PORTS.contains(&local.port()) {
         return deny_early(peer, destination, Direction::Outbound, &ClassifyError::SelfCall);
     }
-    let accepted = Accepted { stream, peer, destination, keep_source, at };
+    let accepted = Box::new(Accepted { stream, peer, destination, keep_source, at });
     match listener {
         Listener::Outbound => pod.spawn(occupied, |place| outbound::serve(pod.clone(), accepted, place)),
         Listener::Tunnel => pod.spawn(occupied, |place| inbound_tunnel::serve(pod.clone(), accepted, place)),

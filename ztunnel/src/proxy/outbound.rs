@@ -19,7 +19,7 @@ use crate::state::model::{Service, Workload};
 use crate::state::route::{HboneRoute, PlainRoute, Route, RouteAuthority};
 
 /// Serves one connection, from classification to its report.
-pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) {
+pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Place) {
     // What happens before the bytes flow is boxed, so that a long-lived connection does not keep room for it.
     let plan = match Box::pin(decide(&pod, &accepted)).await {
         Ok(plan) => plan,
@@ -28,9 +28,8 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) 
         }
     };
     let record = plan.record(&accepted).open();
-    let connecting = plan.connect(&pod, accepted.peer);
-    let connected = Box::pin(unless_reset(&accepted.stream, connecting)).await;
-    let client = accepted.stream;
+    let Accepted { stream: client, peer, .. } = *accepted;
+    let connected = Box::pin(unless_reset(&client, plan.connect(&pod, peer))).await;
     let result = match connected {
         Ok(Upstream::Tcp(upstream)) => {
             copy::tcp_to_tcp(client, upstream, record.transfer()).await.map_err(Into::into)

@@ -18,7 +18,7 @@ use crate::state::Mesh;
 use crate::state::model::Workload;
 
 /// Serves one connection, from classification to its report.
-pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) {
+pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Place) {
     // What happens before the bytes flow is boxed, so that a long-lived connection does not keep room for it.
     let workload = match Box::pin(local(&pod, &accepted)).await {
         Ok(workload) => workload,
@@ -32,7 +32,8 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Accepted, _place: Place) 
     let connected = Box::pin(unless_reset(&accepted.stream, connecting)).await;
     let result = match connected {
         Ok(application) => {
-            copy::tcp_to_tcp(accepted.stream, application, record.transfer()).await.map_err(Into::into)
+            let client = accepted.stream;
+            copy::tcp_to_tcp(client, application, record.transfer()).await.map_err(Into::into)
         }
         Err(error) => Err(error),
     };

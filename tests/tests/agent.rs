@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure names its line")]
 
+use std::time::{Duration, Instant};
+
 use lab::traffic::{self, Outcome, Server};
 use lab::{Ack, BackendChoice, Mesh, MeshFile, TwoNodes, hello};
 use tokio::sync::{mpsc, oneshot};
@@ -88,6 +90,30 @@ fn a_deleted_pod_is_served_no_more_and_its_connections_are_cut() {
     assert_eq!(agent.add(&scene.server).unwrap(), Ack::Accepted);
     assert_eq!(hello(&scene.client, echo.ipv4()).unwrap(), Outcome::answered("hello"));
     assert_eq!(hello(&scene.outsider, echo.ipv4()).unwrap(), Outcome::answered("hello"));
+}
+
+/// The pod's connections to the tunnel port that are still being opened.
+fn tunnels_being_opened(pod: &lab::Pod) -> String {
+    let mut command = pod.command("ss");
+    command.args(["-H", "-tn", "state", "syn-sent", "dport = :15008"]);
+    let output = pod.output(command).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_deleted_pod_opens_no_more_tunnels() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    scene.swallow_tunnels().unwrap();
+    let target = scene.server.at(8080);
+    let client = scene.client.spawn(async move || traffic::outcome(target, b"hello").await);
+    lab::wait_until(|| !tunnels_being_opened(&scene.client).is_empty()).unwrap();
+    assert_eq!(scene.mesh.agent(&scene.east).unwrap().delete(&scene.client).unwrap(), Ack::Accepted);
+    let since = Instant::now();
+    lab::wait_until(|| tunnels_being_opened(&scene.client).is_empty()).unwrap();
+    // After ten seconds the attempt would have failed by itself.
+    assert!(since.elapsed() < Duration::from_secs(5), "after {:?}", since.elapsed());
+    assert_eq!(client.join().unwrap(), Outcome::Cut);
 }
 
 #[test]

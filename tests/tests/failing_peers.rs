@@ -88,8 +88,6 @@ impl Crowd {
         command.args(["--pid", &process.id().to_string(), &format!("--nofile={limit}:{limit}")]);
         assert!(scene.west.output(command).unwrap().status.success());
 
-        // Apart from those from which the proxy connects to the server in the outsider's name.
-        scene.outsider.sysctl("ipv4/ip_local_port_range", "20000 29999").unwrap();
         let (served, how_many) = channel();
         let (leave, mut may_leave) = watch::channel(());
         let task = scene.outsider.spawn(async move || {

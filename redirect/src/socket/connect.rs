@@ -5,9 +5,12 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use socket2::{SockRef, Socket, Type};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
+use socket2::{Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::{Keepalive, create};
@@ -76,7 +79,9 @@ pub enum ConnectFailure {
 /// Connects to `destination` from inside `namespace` (or the thread's own), as `source` if given.
 ///
 /// An unusable `source` (of the other family, or refused by the kernel) is a warning, and the kernel chooses. A
-/// source equal to the destination is the pod calling itself, and is not bound either. Its port is never kept.
+/// source equal to the destination is the pod calling itself, and is not bound either. Its port is never kept, and is
+/// one that the source will hardly choose for a connection of its own: connection tracking in the pod would take that one
+/// for a part of ours.
 ///
 /// System calls: two setns, socket, mark, nodelay, four of keep-alive, connect, the registration with epoll and the
 /// fetching of the outcome: twelve, and three more to bind a source.
@@ -89,17 +94,42 @@ pub async fn connect(
     options: &ConnectOptions,
 ) -> Result<TcpStream, ConnectError> {
     let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+    let source = source.map(|source| source.to_canonical()).filter(|source| *source != destination.ip());
     let established = tokio::time::timeout(options.timeout, async {
-        let socket = prepare(namespace, source, destination, options)?;
+        for _ in 1..PORT_ATTEMPTS {
+            let socket = prepare(namespace, source.map(Foreign::OutOfTheWay), destination, options)?;
+            match TcpSocket::from_std_stream(socket.into()).connect(destination).await {
+                // The source has a connection to the destination from that very port.
+                Err(error) if source.is_some() && error.kind() == io::ErrorKind::AddrNotAvailable => {}
+                outcome => return outcome,
+            }
+        }
+        let socket = prepare(namespace, source.map(Foreign::Any), destination, options)?;
         TcpSocket::from_std_stream(socket.into()).connect(destination).await
     });
     let outcome = established.await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
     outcome.map_err(|source| ConnectError { destination, reason: ConnectFailure::of(&source), source })
 }
 
+/// Ports below those from which Linux chooses for a connection by itself (`net.ipv4.ip_local_port_range`), and above
+/// those that take a privilege.
+const OUT_OF_THE_WAY: RangeInclusive<u16> = 1024..=32767;
+
+/// Ports to try at random before the kernel is left to look for a free one among all of its own.
+const PORT_ATTEMPTS: usize = 8;
+
+/// A source address that is not ours, and how its port is chosen.
+#[derive(Clone, Copy)]
+enum Foreign {
+    /// At random, from those that the source itself will hardly use.
+    OutOfTheWay(IpAddr),
+    /// By the kernel, when it connects.
+    Any(IpAddr),
+}
+
 fn prepare(
     namespace: Option<&Netns>,
-    source: Option<IpAddr>,
+    source: Option<Foreign>,
     destination: SocketAddr,
     options: &ConnectOptions,
 ) -> io::Result<Socket> {
@@ -111,13 +141,11 @@ fn prepare(
     if let Err(error) = adjust(&socket, options) {
         tracing::debug!(%destination, %error, "a connection goes without its socket options");
     }
-    match source.map(|source| source.to_canonical()) {
-        Some(source) if source != destination.ip() => {
-            if let Err(error) = bind_foreign(&socket, source) {
-                tracing::warn!(%source, %destination, %error, "cannot keep the source address of a connection");
-            }
-        }
-        _ => {}
+    if let Some(source) = source
+        && let Err(error) = source.bind(&socket)
+    {
+        let address = source.address();
+        tracing::warn!(source = %address, %destination, %error, "cannot keep the source address of a connection");
     }
     Ok(socket)
 }
@@ -133,17 +161,44 @@ fn adjust(socket: &Socket, options: &ConnectOptions) -> io::Result<()> {
     Ok(())
 }
 
-/// Binds an address that need not be local. `IP_TRANSPARENT` alone suffices: it permits the bind, as `IP_FREEBIND`
-/// would, and also the route lookup of connect, which `IP_FREEBIND` does not.
-fn bind_foreign(socket: &Socket, source: IpAddr) -> io::Result<()> {
-    if source.is_ipv4() {
-        socket.set_ip_transparent_v4(true)?;
-    } else {
-        socket.set_ip_transparent_v6(true)?;
+impl Foreign {
+    fn address(self) -> IpAddr {
+        match self {
+            Foreign::OutOfTheWay(address) | Foreign::Any(address) => address,
+        }
     }
-    // Else bind would reserve a port for this source alone, whatever the destination, and run out of them.
-    nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
-    SockRef::from(socket).bind(&SocketAddr::new(source, 0).into())
+
+    /// Binds the address. `IP_TRANSPARENT` alone suffices: it permits the bind, as `IP_FREEBIND` would, and also the route
+    /// lookup of connect, which `IP_FREEBIND` does not.
+    fn bind(self, socket: &Socket) -> io::Result<()> {
+        let address = self.address();
+        match address {
+            IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+        match self {
+            Foreign::OutOfTheWay(_) => bind_out_of_the_way(socket, address),
+            Foreign::Any(_) => {
+                // Else bind would reserve a port for this source alone, whatever the destination, and run out of them.
+                setsockopt(socket, IpBindAddressNoPort, &true)?;
+                socket.bind(&SocketAddr::new(address, 0).into())
+            }
+        }
+    }
+}
+
+/// Binds a port at random. That other connections use it, to other destinations, is no obstacle; listeners are.
+fn bind_out_of_the_way(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    socket.set_reuse_address(true)?;
+    let mut outcome = Ok(());
+    for _ in 0..PORT_ATTEMPTS {
+        outcome = socket.bind(&SocketAddr::new(address, fastrand::u16(OUT_OF_THE_WAY)).into());
+        match &outcome {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            _ => break,
+        }
+    }
+    outcome
 }
 
 impl ConnectFailure {

@@ -1,5 +1,6 @@
 //! The accept loops: connections come in, and each is given to a worker, which keeps it.
 
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -51,8 +52,12 @@ pub(crate) async fn listen(pod: Rc<LocalPod>, binding: Binding, listening: Liste
     let mut draining = pin!(pod.draining());
     let mut listening = listening;
     loop {
-        let door =
-            Door { pod: pod.clone(), listener: binding.listener, keep_source: keep_source(&listening) };
+        let door = Door {
+            pod: pod.clone(),
+            listener: binding.listener,
+            keep_source: keep_source(&listening),
+            exhausted: Cell::new(false),
+        };
         let broken = match TcpListener::from_std(listening.listener) {
             Ok(socket) => tokio::select! {
                 biased;
@@ -89,6 +94,8 @@ struct Door {
     pod: Rc<LocalPod>,
     listener: Listener,
     keep_source: KeepSource,
+    /// The last attempt to accept found no room; it has been logged.
+    exhausted: Cell<bool>,
 }
 
 impl Door {
@@ -96,12 +103,22 @@ impl Door {
     async fn accept(&self, socket: &TcpListener) -> io::Error {
         loop {
             match socket.accept().await {
-                Ok((stream, peer)) => self.dispatch(stream, peer),
+                Ok((stream, peer)) => {
+                    if self.exhausted.take() {
+                        tracing::info!(
+                            component = self.listener.component(),
+                            "new connections are accepted again"
+                        );
+                    }
+                    self.dispatch(stream, peer);
+                }
                 Err(error) => match Trouble::of(&error) {
                     Trouble::Client => tracing::debug!(%error, "a connection ended before it was accepted"),
                     Trouble::Exhausted => {
-                        let component = self.listener.component();
-                        tracing::warn!(component, %error, "new connections wait: no descriptors or memory are left");
+                        if !self.exhausted.replace(true) {
+                            let component = self.listener.component();
+                            tracing::warn!(component, %error, "new connections wait: no descriptors or memory are left");
+                        }
                         tokio::time::sleep(EXHAUSTED_PAUSE).await;
                     }
                     Trouble::Listener => return error,

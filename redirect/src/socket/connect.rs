@@ -13,7 +13,7 @@ use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use socket2::{Socket, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Keepalive, create};
+use super::{Keepalive, create, set_tcp_options};
 use crate::netns::Netns;
 
 /// What a connecting socket is set to. `TCP_NODELAY` is always on.
@@ -138,7 +138,7 @@ fn prepare(
         // Without the mark the pod's rules would redirect the connection to the proxy itself.
         socket.set_mark(mark)?;
     }
-    if let Err(error) = adjust(&socket, options) {
+    if let Err(error) = set_tcp_options(&socket, options.keepalive, options.user_timeout) {
         tracing::debug!(%destination, %error, "a connection goes without its socket options");
     }
     if let Some(source) = source
@@ -148,17 +148,6 @@ fn prepare(
         tracing::warn!(source = %address, %destination, %error, "cannot keep the source address of a connection");
     }
     Ok(socket)
-}
-
-fn adjust(socket: &Socket, options: &ConnectOptions) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    if let Some(keepalive) = options.keepalive {
-        keepalive.apply(socket)?;
-    }
-    if options.user_timeout.is_some() {
-        socket.set_tcp_user_timeout(options.user_timeout)?;
-    }
-    Ok(())
 }
 
 impl Foreign {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{Socket, Type};
 
-use super::{Keepalive, create};
+use super::{Keepalive, create, set_tcp_options};
 use crate::netns::Netns;
 
 /// How long a listener's queue of completed connections may grow. Istio's ztunnel uses 128, which one burst of
@@ -159,7 +159,8 @@ pub fn listen(
         (Transparency::Require, Err(error)) => return Err(fail(ListenStep::Transparent)(error)),
         (_, outcome) => outcome.unwrap_or(false),
     };
-    if let Err(error) = inherited(&socket, options) {
+    // Every accepted connection takes these over.
+    if let Err(error) = set_tcp_options(&socket, options.keepalive, options.user_timeout) {
         // Not worth losing the pod over.
         tracing::warn!(%address, %error, "a listener goes without keep-alive or time-out options");
     }
@@ -206,18 +207,6 @@ fn open(
     };
     shared.map_err(fail(ListenStep::Options))?;
     Ok(socket)
-}
-
-/// What every accepted connection takes over.
-fn inherited(socket: &Socket, options: &ListenOptions) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    if let Some(keepalive) = options.keepalive {
-        keepalive.apply(socket)?;
-    }
-    if options.user_timeout.is_some() {
-        socket.set_tcp_user_timeout(options.user_timeout)?;
-    }
-    Ok(())
 }
 
 impl Transparency {

@@ -64,6 +64,22 @@ pub fn unsent_bytes(socket: &impl AsFd) -> io::Result<usize> {
     sys::queue::unacknowledged(socket.as_fd())
 }
 
+/// No delay, and when a silent peer counts as gone: the same for sockets that connect and that listen.
+fn set_tcp_options(
+    socket: &Socket,
+    keepalive: Option<Keepalive>,
+    user_timeout: Option<Duration>,
+) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    if let Some(keepalive) = keepalive {
+        keepalive.apply(socket)?;
+    }
+    if user_timeout.is_some() {
+        socket.set_tcp_user_timeout(user_timeout)?;
+    }
+    Ok(())
+}
+
 /// A close-on-exec, non-blocking socket in `namespace`, or in the thread's own when there is none.
 fn create(namespace: Option<&Netns>, address: SocketAddr, kind: Type) -> io::Result<Socket> {
     let create = || Socket::new(Domain::for_address(address), kind.nonblocking(), None);

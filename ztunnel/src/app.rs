@@ -1,7 +1,6 @@
 //! The wiring: makes each part once, in the order of their needs, waits, and takes them down again.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use redirect::socket::ListenError;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
-use crate::config::{Config, Families, MeshSource, ProxyMode};
+use crate::config::{Config, MeshSource, ProxyMode};
 use crate::pods::{AgentMisbehaved, PodManager};
 use crate::proxy::{BoundPod, Listener, Stop};
 use crate::readiness::{self, Probes, Readiness};
@@ -74,7 +73,7 @@ async fn control(config: Config) -> Result<(), AppError> {
     let mesh_ready = readiness.register("state manager");
     let proxy_ready = readiness.register("proxy");
     let probes =
-        Probes::bind(wildcard(config.sockets.families, readiness::PORT)).map_err(AppError::Readiness)?;
+        Probes::bind(config.sockets.families.wildcard(readiness::PORT)).map_err(AppError::Readiness)?;
     let probes = tokio::task::spawn_local(probes.serve(readiness.clone()));
 
     let mesh = read_mesh(&config)?;
@@ -133,14 +132,6 @@ fn read_mesh(config: &Config) -> Result<Mesh, AppError> {
     let mut mesh = Mesh::new(config.node.clone());
     description.apply(&mut mesh);
     Ok(mesh)
-}
-
-fn wildcard(families: Families, port: u16) -> SocketAddr {
-    let address: IpAddr = match families {
-        Families::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
-        Families::Both => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    SocketAddr::new(address, port)
 }
 
 /// How the process is to stop, once it is.

@@ -4,7 +4,7 @@
 //! accepted and never leaves it: its sockets, its tunnel, the pool it uses and both copy directions live there, so no
 //! byte crosses a thread, takes a lock or wakes another core. What crosses is the accepted socket, once.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
@@ -84,7 +84,6 @@ pub(crate) struct Worker {
     all: Arc<[WorkerHandle]>,
     index: usize,
     pods: RefCell<HashMap<PodInstance, Rc<LocalPod>>>,
-    rng: Cell<fastrand::Rng>,
 }
 
 impl Worker {
@@ -118,14 +117,6 @@ impl Worker {
 
     pub(crate) fn remove_pod(&self, instance: PodInstance) -> Option<Rc<LocalPod>> {
         self.pods.borrow_mut().remove(&instance)
-    }
-
-    /// This thread's source of randomness, for choices that need no secrecy.
-    pub(crate) fn rng(&self) -> fastrand::Rng {
-        let mut rng = self.rng.replace(fastrand::Rng::with_seed(0));
-        let fork = rng.fork();
-        self.rng.set(rng);
-        fork
     }
 }
 
@@ -200,13 +191,7 @@ impl Drop for AbortOnPanic {
 }
 
 async fn run(shared: Arc<Shared>, all: Arc<[WorkerHandle]>, index: usize, mut queue: mpsc::Receiver<Job>) {
-    let worker = Rc::new(Worker {
-        shared,
-        all,
-        index,
-        pods: RefCell::default(),
-        rng: Cell::new(fastrand::Rng::new()),
-    });
+    let worker = Rc::new(Worker { shared, all, index, pods: RefCell::default() });
     while let Some(job) = queue.recv().await {
         job(&worker);
     }

@@ -10,6 +10,7 @@ mod threads;
 mod values;
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,6 +110,17 @@ pub enum Families {
     Ipv4,
     /// `[::]`, which also serves IPv4.
     Both,
+}
+
+impl Families {
+    /// Every address of these families, at `port`.
+    pub fn wildcard(self, port: u16) -> SocketAddr {
+        let address: IpAddr = match self {
+            Self::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::Both => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        SocketAddr::new(address, port)
+    }
 }
 
 /// Every fault found in the configuration.

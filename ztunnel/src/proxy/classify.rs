@@ -71,7 +71,8 @@ pub(crate) fn outbound(
     accepted: &Accepted,
 ) -> Result<Route, ClassifyError> {
     let shared = pod.worker.shared();
-    let mut rng = pod.worker.rng();
+    // Seeded from the generator that each thread has.
+    let mut rng = fastrand::Rng::new();
     let route = route::route(
         &shared.mesh.load(),
         &shared.routing,
@@ -84,7 +85,7 @@ pub(crate) fn outbound(
 }
 
 /// The address of a target; looks it up if it only has a name.
-pub(crate) async fn resolve(target: &Target, rng: &mut fastrand::Rng) -> Result<SocketAddr, ClassifyError> {
+pub(crate) async fn resolve(target: &Target) -> Result<SocketAddr, ClassifyError> {
     let (hostname, port, family) = match target {
         Target::Address(address) => return Ok(*address),
         Target::Resolve { hostname, port, family } => (hostname, *port, *family),
@@ -94,7 +95,7 @@ pub(crate) async fn resolve(target: &Target, rng: &mut fastrand::Rng) -> Result<
     let answers = tokio::time::timeout(RESOLVE_DEADLINE, lookup).await.map_err(|_| unresolved())?;
     let (preferred, others): (Vec<_>, Vec<_>) =
         answers.map_err(|_| unresolved())?.partition(|address| address.is_ipv4() == (family == Family::Ipv4));
-    rng.choice(if preferred.is_empty() { others } else { preferred }).ok_or_else(unresolved)
+    fastrand::choice(if preferred.is_empty() { others } else { preferred }).ok_or_else(unresolved)
 }
 
 /// A connection that arrived in plaintext goes on to where it was going, unless that is ourselves.

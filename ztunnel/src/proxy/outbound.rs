@@ -61,11 +61,11 @@ async fn decide(pod: &LocalPod, accepted: &Accepted) -> Result<Plan, ClassifyErr
     let source = classify::local_workload(pod).await?;
     match classify::outbound(pod, &source, accepted)? {
         Route::Plain(PlainRoute { target, workload, service }) => {
-            let address = classify::resolve(&target, &mut pod.worker.rng()).await?;
+            let address = classify::resolve(&target).await?;
             Ok(Plan { source, destination: workload, service, way: Way::Plain(address) })
         }
         Route::Hbone(HboneRoute { target, authority, identities, workload, service, .. }) => {
-            let peer = classify::resolve(&target, &mut pod.worker.rng()).await?;
+            let peer = classify::resolve(&target).await?;
             let authority = match authority {
                 RouteAuthority::Address(address) => Authority::from(address),
                 RouteAuthority::Resolved(port) => Authority::from(SocketAddr::new(peer.ip(), port)),

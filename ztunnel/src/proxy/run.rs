@@ -1,6 +1,5 @@
 //! Starting and stopping the proxy of one pod, from the control thread.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,7 +11,7 @@ use tokio::sync::oneshot;
 use super::accept::Listener;
 use super::listen::{Binding, listen};
 use super::pod::{LocalPod, Pod, Stop};
-use crate::config::{Families, SocketConfig, WorkloadName};
+use crate::config::{SocketConfig, WorkloadName};
 use crate::worker::WorkerHandle;
 
 /// The running proxy of one pod. It runs until it is stopped, also when this value is dropped.
@@ -47,14 +46,10 @@ impl BoundPod {
             user_timeout: sockets.user_timeout,
             backlog: DEFAULT_BACKLOG,
         });
-        let wildcard: IpAddr = match sockets.families {
-            Families::Both => Ipv6Addr::UNSPECIFIED.into(),
-            Families::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
-        };
         let listeners = Listener::ALL
             .into_iter()
             .map(|listener| {
-                let address = SocketAddr::new(wildcard, listener.port());
+                let address = sockets.families.wildcard(listener.port());
                 let binding = Binding { listener, address, options: options.clone() };
                 let listening = binding.bind(netns.as_ref())?;
                 Ok((binding, listening))

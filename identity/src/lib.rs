@@ -21,6 +21,14 @@ mod store;
 mod tls;
 mod verify;
 
+/// `istio.v1.auth`: the messages of the certificate signing call,
+/// `/istio.v1.auth.IstioCertificateService/CreateCertificate`.
+pub mod proto {
+    #![allow(missing_docs, clippy::all)] // Generated code; the proto file carries the documentation.
+
+    include!(concat!(env!("OUT_DIR"), "/istio.v1.auth.rs"));
+}
+
 pub use ca::{BoxError, IssueError, IssueFuture, IssuedChain, Issuer, Retry};
 pub use ca_files::LocalCaError;
 pub use certificate::{WorkloadCertificate, WorkloadCertificateError};

@@ -6,6 +6,9 @@
 //!
 //! The proto files under `proto/` name the API each was written from. Field numbers are fixed by byte-exact tests.
 
+mod handler;
+
+pub use handler::{Event, Handler, Rejected, ResourceType, Termination};
 pub use prost;
 /// Google's well-known types (`Any`, `Struct`, `Duration`) as they appear in the messages.
 pub use prost_types;
@@ -27,13 +30,6 @@ pub mod security {
     #![allow(missing_docs, clippy::all)]
 
     include!(concat!(env!("OUT_DIR"), "/istio.security.rs"));
-}
-
-/// `istio.v1.auth`: the certificate signing call, `/istio.v1.auth.IstioCertificateService/CreateCertificate`.
-pub mod ca {
-    #![allow(missing_docs, clippy::all)]
-
-    include!(concat!(env!("OUT_DIR"), "/istio.v1.auth.rs"));
 }
 
 /// `envoy.service.discovery.v3`: the delta ADS envelope,

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use proptest::prelude::*;
-use xds_client::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use xds_client::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status, resource::CacheControl,
 };
@@ -74,7 +73,11 @@ fn service_has_the_field_numbers_of_the_istio_workload_api() {
         name: "n".into(),
         namespace: "s".into(),
         hostname: "h".into(),
-        addresses: vec![NetworkAddress { network: "w".into(), address: vec![10, 0, 0, 9], length: Some(24) }],
+        addresses: vec![NetworkAddress {
+            network: "w".into(),
+            address: vec![10, 0, 0, 9].into(),
+            length: Some(24),
+        }],
         ports: vec![Port { service_port: 80, target_port: 8080, app_protocol: 0 }],
         subject_alt_names: vec!["a".into()],
         waypoint: Some(gateway_by_hostname()),
@@ -116,7 +119,7 @@ fn service_has_the_field_numbers_of_the_istio_workload_api() {
 
 #[test]
 fn a_prefix_length_of_zero_differs_from_no_prefix_length() {
-    let address = |length| NetworkAddress { network: String::new(), address: vec![0; 4], length };
+    let address = |length| NetworkAddress { network: String::new(), address: vec![0; 4].into(), length };
     assert_wire(&address(None), &[b"\x12\x04\x00\x00\x00\x00"]);
     assert_wire(&address(Some(0)), &[b"\x12\x04\x00\x00\x00\x00", b"\x18\x00"]);
 }
@@ -155,8 +158,9 @@ fn authorization_has_the_field_numbers_of_the_istio_security_api() {
 #[test]
 fn match_has_the_field_numbers_of_the_istio_security_api() {
     let text = |match_type| vec![StringMatch { match_type: Some(match_type) }];
-    let block =
-        |address: [u8; 4], length| vec![xds_client::security::Address { address: address.to_vec(), length }];
+    let block = |address: [u8; 4], length| {
+        vec![xds_client::security::Address { address: address.to_vec().into(), length }]
+    };
     let account = |namespace: &str| {
         vec![ServiceAccountMatch { namespace: namespace.into(), service_account: "a".into() }]
     };
@@ -193,25 +197,6 @@ fn match_has_the_field_numbers_of_the_istio_security_api() {
             b"\x6a\x03\x0a\x01e",                        // 13 extensions
         ],
     );
-}
-
-#[test]
-fn certificate_messages_have_the_field_numbers_of_the_istio_ca_api() {
-    let request = IstioCertificateRequest {
-        csr: "c".into(),
-        validity_duration: 86_400,
-        metadata: Some(object("ImpersonatedIdentity", Kind::StringValue("i".into()))),
-    };
-    assert_wire(
-        &request,
-        &[
-            b"\x0a\x01c",                                                     // 1 csr
-            b"\x18\x80\xa3\x05",                                              // 3 validity_duration
-            b"\x22\x1d\x0a\x1b\x0a\x14ImpersonatedIdentity\x12\x03\x1a\x01i", // 4 metadata
-        ],
-    );
-    let response = IstioCertificateResponse { cert_chain: vec!["leaf".into(), "root".into()] };
-    assert_wire(&response, &[b"\x0a\x04leaf", b"\x0a\x04root"]);
 }
 
 #[test]
@@ -331,7 +316,6 @@ fn assert_all_stable(bytes: &[u8]) {
     assert_stable::<Workload>(bytes);
     assert_stable::<Service>(bytes);
     assert_stable::<Authorization>(bytes);
-    assert_stable::<IstioCertificateResponse>(bytes);
     assert_stable::<DeltaDiscoveryResponse>(bytes);
 }
 
@@ -360,7 +344,7 @@ fn full_workload() -> Workload {
     Workload {
         name: "n".into(),
         namespace: "s".into(),
-        addresses: vec![vec![10, 0, 0, 1]],
+        addresses: vec![vec![10, 0, 0, 1].into()],
         network: "w".into(),
         tunnel_protocol: TunnelProtocol::Hbone.into(),
         trust_domain: "t".into(),
@@ -419,7 +403,7 @@ fn gateway_by_hostname() -> GatewayAddress {
 }
 
 fn gateway_by_address() -> GatewayAddress {
-    let address = NetworkAddress { network: "w".into(), address: vec![10, 0, 0, 2], length: None };
+    let address = NetworkAddress { network: "w".into(), address: vec![10, 0, 0, 2].into(), length: None };
     GatewayAddress {
         destination: Some(gateway_address::Destination::Address(address)),
         hbone_mtls_port: 15008,

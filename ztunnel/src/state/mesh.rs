@@ -48,8 +48,8 @@ impl Mesh {
         self.workloads.by_uid(uid)
     }
 
-    /// The workload that has this address. Of several: pods first, then those that speak HBONE, then the one inserted
-    /// last. Host-network workloads have no address of their own and are never found.
+    /// The workload that has this address. Of several: pods first, then those that speak HBONE, then healthy ones, then
+    /// the lowest uid: whatever order they came in, every node finds the same one. Host-network workloads have no address of their own and are never found.
     pub fn workload_by_address(&self, network: &str, address: IpAddr) -> Option<&Arc<Workload>> {
         self.workloads.by_address(network, address)
     }
@@ -61,13 +61,12 @@ impl Mesh {
         namespace: &str,
         service_account: &str,
     ) -> Option<&Arc<Workload>> {
-        let candidates = self.workloads.local(namespace, service_account);
-        candidates.iter().find(|workload| &*workload.name == name)
+        self.workloads.local(namespace, service_account).find(|workload| &*workload.name == name)
     }
 
     /// True while some workload of this node has this namespace and service account.
     pub fn has_local_account(&self, namespace: &str, service_account: &str) -> bool {
-        !self.workloads.local(namespace, service_account).is_empty()
+        self.workloads.local(namespace, service_account).len() > 0
     }
 
     /// True when `workload` runs on this node.
@@ -81,8 +80,8 @@ impl Mesh {
     }
 
     /// The service that clients in the namespace `client` reach under `hostname`: their own namespace's, else a
-    /// canonical one, else that of the namespace `preferred` (for DNS), else the one inserted first. With no client,
-    /// visibility is not enforced.
+    /// canonical one, else that of the namespace `preferred` (for DNS), else that of the lowest namespace. With no
+    /// client, visibility is not enforced.
     pub fn service_by_hostname(
         &self,
         hostname: &str,
@@ -95,9 +94,9 @@ impl Mesh {
     /// The service that clients in the namespace `client` reach under a virtual address.
     ///
     /// Exact addresses come before ranges, unless every service with the exact address is invisible. Among exact
-    /// owners: the client's namespace, then a canonical one, then the namespace seen first; within one namespace the
-    /// service updated last. Among ranges: the client's namespace, then the longest prefix, then a canonical one, then
-    /// the one inserted first. With no client, visibility is not enforced.
+    /// owners: the client's namespace, then a canonical one, then the lowest by namespace and hostname. Among ranges: the
+    /// client's namespace, then the longest prefix, then a canonical one, then the lowest by namespace and hostname. With
+    /// no client, visibility is not enforced.
     pub fn service_by_vip(
         &self,
         network: &str,

@@ -6,6 +6,7 @@
 //! [`balance`] for the choice of an endpoint. None of them does I/O or reads a clock.
 
 pub mod balance;
+mod cow_list;
 pub(crate) mod cow_map;
 pub mod inbound;
 mod intern;

@@ -1,55 +1,51 @@
 //! Services and everything they are found by.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::cow_list::{CowList, Ranked};
 use super::cow_map::CowMap;
 use super::model::{NamespacedHostname, NetworkAddress, NetworkCidr, Service};
 
 /// All services. Several may share a hostname (one per namespace) or a virtual address; all of them are kept, so that
-/// removing one brings back the others.
+/// removing one brings back the others. Each list is in the order of namespaces, then hostnames, so who wins where
+/// nothing else decides does not depend on who came first.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Services {
-    /// First inserted first; at most one per namespace.
+    /// At most one per namespace.
     by_hostname: CowMap<Arc<str>, List>,
-    /// In the order in which their namespaces appeared; within a namespace the last updated first.
     by_vip: CowMap<NetworkAddress, List>,
-    /// Under ranges without host bits; first inserted first.
+    /// Under ranges without host bits.
     by_cidr: CowMap<NetworkCidr, List>,
     /// How many ranges of each length `by_cidr` has, so that a lookup tries only lengths in use.
     ipv4_lengths: BTreeMap<u8, usize>,
     ipv6_lengths: BTreeMap<u8, usize>,
 }
 
-type List = Arc<Vec<Arc<Service>>>;
+type List = CowList<Arc<Service>>;
 
 impl Services {
     /// Adds a service, replacing the one of the same namespace and hostname.
     pub(crate) fn upsert(&mut self, service: Arc<Service>) {
         let previous = self.exact(&service.host.namespace, &service.host.hostname).cloned();
-        let list = Arc::make_mut(self.by_hostname.get_or_default(&service.host.hostname));
-        replace_or_push(list, &service);
+        self.by_hostname.get_or_default(&service.host.hostname).put(service.clone());
         for vip in &service.vips {
-            let list = Arc::make_mut(self.by_vip.get_or_default(vip));
-            put_first_of_namespace(list, &service);
+            self.by_vip.get_or_default(vip).put(service.clone());
         }
-        for cidr in ranges(&service) {
-            let length = cidr.cidr.prefix_len();
-            let list = self.by_cidr.get_or_default(&cidr);
+        for range in ranges(&service) {
+            let list = self.by_cidr.get_or_default(&range);
             if list.is_empty() {
-                *lengths_of(&mut self.ipv4_lengths, &mut self.ipv6_lengths, &cidr.cidr)
-                    .entry(length)
-                    .or_default() += 1;
+                let lengths = lengths_of(&mut self.ipv4_lengths, &mut self.ipv6_lengths, &range.cidr);
+                *lengths.entry(range.cidr.prefix_len()).or_default() += 1;
             }
-            replace_or_push(Arc::make_mut(list), &service);
+            list.put(service.clone());
         }
-        if let Some(previous) = previous
-            && !Arc::ptr_eq(&previous, &service)
-        {
-            self.unindex(&previous);
+        if let Some(previous) = previous {
+            self.unindex(&previous, Some(&service));
         }
     }
 
@@ -57,19 +53,22 @@ impl Services {
     pub(crate) fn remove(&mut self, namespace: &str, hostname: &str) -> Option<Arc<Service>> {
         let service = self.exact(namespace, hostname)?.clone();
         take_out(&mut self.by_hostname, &service.host.hostname, &service);
-        self.unindex(&service);
+        self.unindex(&service, None);
         Some(service)
     }
 
-    /// Removes exactly this version of a service from the address indices.
-    fn unindex(&mut self, service: &Arc<Service>) {
+    /// Removes a service from the address indices, except where its `successor` has taken its place already.
+    fn unindex(&mut self, service: &Arc<Service>, successor: Option<&Service>) {
         for vip in &service.vips {
-            take_out(&mut self.by_vip, vip, service);
+            if successor.is_none_or(|successor| !successor.vips.contains(vip)) {
+                take_out(&mut self.by_vip, vip, service);
+            }
         }
-        for cidr in ranges(service) {
-            if take_out(&mut self.by_cidr, &cidr, service) == Took::Last {
-                let lengths = lengths_of(&mut self.ipv4_lengths, &mut self.ipv6_lengths, &cidr.cidr);
-                let length = cidr.cidr.prefix_len();
+        let kept = successor.map(ranges).unwrap_or_default();
+        for range in ranges(service) {
+            if !kept.contains(&range) && take_out(&mut self.by_cidr, &range, service) == Took::Last {
+                let lengths = lengths_of(&mut self.ipv4_lengths, &mut self.ipv6_lengths, &range.cidr);
+                let length = range.cidr.prefix_len();
                 if let Some(count) = lengths.get_mut(&length) {
                     *count -= 1;
                     if *count == 0 {
@@ -81,23 +80,23 @@ impl Services {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.by_hostname.iter().flat_map(|(_, list)| list.iter())
+        self.by_hostname.iter().flat_map(|(_, list)| list.as_slice())
     }
 
     /// The service with this primary key.
     pub(crate) fn exact(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
-        self.by_hostname.get(hostname)?.iter().find(|service| &*service.host.namespace == namespace)
+        self.by_hostname.get(hostname)?.as_slice().iter().find(|service| &*service.host.namespace == namespace)
     }
 
     /// The best of the visible services called `hostname`: the client's namespace first, then a canonical one, then the
-    /// `preferred` namespace, then the first that was inserted.
+    /// `preferred` namespace, then the first.
     pub(crate) fn by_hostname(
         &self,
         hostname: &str,
         client: Option<&str>,
         preferred: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        best(self.by_hostname.get(hostname)?, client, preferred)
+        best(self.by_hostname.get(hostname)?.as_slice(), client, preferred)
     }
 
     /// The best of the visible services that own `address`. An exact address beats every range, a service of the
@@ -110,7 +109,7 @@ impl Services {
     ) -> Option<&Arc<Service>> {
         self.by_vip
             .get(&(network, address))
-            .and_then(|list| best(list, client, None))
+            .and_then(|list| best(list.as_slice(), client, None))
             .or_else(|| self.by_range(network, address, client))
     }
 
@@ -125,7 +124,7 @@ impl Services {
             let Some(list) = self.by_cidr.get(&(network, cidr)) else {
                 continue;
             };
-            let visible = || list.iter().filter(|service| service.is_visible_from(client));
+            let visible = || list.as_slice().iter().filter(|service| service.is_visible_from(client));
             let own = visible().filter(|service| client == Some(&*service.host.namespace));
             let mut own = own.peekable();
             if own.peek().is_some() {
@@ -134,6 +133,12 @@ impl Services {
             longest = longest.or_else(|| first_canonical_or_first(visible()));
         }
         longest
+    }
+}
+
+impl Ranked for Arc<Service> {
+    fn rank(&self, other: &Self) -> Ordering {
+        self.host.cmp(&other.host)
     }
 }
 
@@ -150,33 +155,16 @@ fn take_out<K: Clone + Eq + std::hash::Hash>(
     key: &K,
     service: &Arc<Service>,
 ) -> Took {
-    let Some(at) = index.get(key).and_then(|list| list.iter().position(|other| Arc::ptr_eq(other, service)))
-    else {
+    if index.get(key).is_none() {
         return Took::Nothing;
-    };
-    let list = Arc::make_mut(index.get_or_default(key));
-    list.remove(at);
+    }
+    let list = index.get_or_default(key);
+    list.take(service);
     if list.is_empty() {
         index.remove(key);
         return Took::Last;
     }
     Took::OneOfMany
-}
-
-fn replace_or_push(list: &mut Vec<Arc<Service>>, service: &Arc<Service>) {
-    match list.iter_mut().find(|other| other.host == service.host) {
-        Some(other) => *other = service.clone(),
-        None => list.push(service.clone()),
-    }
-}
-
-/// Replaces the service's previous version, and moves it before the others of its namespace. The namespace keeps its
-/// place, so an update never changes which namespace owns an address.
-fn put_first_of_namespace(list: &mut Vec<Arc<Service>>, service: &Arc<Service>) {
-    let at =
-        list.iter().position(|other| other.host.namespace == service.host.namespace).unwrap_or(list.len());
-    list.retain(|other| other.host != service.host);
-    list.insert(at, service.clone());
 }
 
 /// The service's ranges without host bits, each once.
@@ -202,8 +190,7 @@ fn lengths_of<'a>(
     }
 }
 
-/// Among services of several namespaces: the client's own, else that of the last canonical namespace, else the
-/// preferred namespace's, else the first.
+/// The client's own, else a canonical one, else the preferred namespace's, else the first.
 fn best<'a>(
     list: &'a [Arc<Service>],
     client: Option<&str>,
@@ -217,11 +204,11 @@ fn best<'a>(
         if client == Some(namespace) {
             return Some(service);
         }
-        if service.canonical && canonical.is_none_or(|other| &*other.host.namespace != namespace) {
-            canonical = Some(service);
+        if service.canonical {
+            canonical = canonical.or(Some(service));
         }
-        if preferred == Some(namespace) && of_preferred.is_none() {
-            of_preferred = Some(service);
+        if preferred == Some(namespace) {
+            of_preferred = of_preferred.or(Some(service));
         }
         first = first.or(Some(service));
     }

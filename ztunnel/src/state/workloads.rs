@@ -1,30 +1,36 @@
 //! Workloads and everything they are found by.
 
+use std::cmp::{Ordering, Reverse};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::cow_list::{CowList, Ranked};
 use super::cow_map::CowMap;
 use super::model::{Health, NamespacedHostname, NetworkAddress, PortMap, TunnelProtocol, Workload};
 
-/// All workloads. Removing one leaves no trace of it in any index.
+/// All workloads. Removing one leaves no trace of it in any index, and what a lookup finds does not depend on the order
+/// in which they came.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Workloads {
     /// The node whose workloads are local; without it all are.
     node: Option<Arc<str>>,
     by_uid: CowMap<Arc<str>, Arc<Workload>>,
-    /// Best candidate first.
-    by_address: CowMap<NetworkAddress, List>,
-    /// First inserted first.
-    by_hostname: CowMap<NamespacedHostname, List>,
-    /// Workloads of this node by (namespace, service account); best candidate first.
-    local: CowMap<(Arc<str>, Arc<str>), List>,
+    by_address: CowMap<NetworkAddress, CowList<Candidate>>,
+    by_hostname: CowMap<NamespacedHostname, CowList<Candidate>>,
+    /// Workloads of this node by (namespace, service account).
+    local: CowMap<(Arc<str>, Arc<str>), CowList<Candidate>>,
     /// The workloads that name a service, whether or not that service is known yet.
-    endpoints: CowMap<NamespacedHostname, Arc<Vec<Endpoint>>>,
+    endpoints: CowMap<NamespacedHostname, CowList<Endpoint>>,
 }
 
-type List = Arc<Vec<Arc<Workload>>>;
+/// One of the workloads that could be meant by an address or a name; the best comes first.
+///
+/// Pods before other workloads, HBONE before plain TCP, healthy before unhealthy ones, then by uid. Where two pods claim
+/// one address, the one that is being deleted is unhealthy.
+#[derive(Clone, Debug)]
+struct Candidate(Arc<Workload>);
 
-/// A workload as an endpoint of the `service`-th of its services.
+/// A workload as an endpoint of the `service`-th of its services. Ordered by uid.
 #[derive(Clone, Debug)]
 struct Endpoint {
     workload: Arc<Workload>,
@@ -53,38 +59,46 @@ impl Workloads {
 
     /// Adds a workload, replacing the one of the same uid.
     pub(crate) fn upsert(&mut self, workload: Arc<Workload>) {
-        self.remove(&workload.uid);
-        self.by_uid.insert(workload.uid.clone(), workload.clone());
+        if let Some(previous) = self.by_uid.insert(workload.uid.clone(), workload.clone()) {
+            self.unindex(&previous, Some(&workload));
+        }
         for address in workload.indexed_addresses() {
-            insert_ranked(self.by_address.get_or_default(&address), &workload);
+            self.by_address.get_or_default(&address).put(Candidate(workload.clone()));
         }
         if let Some(key) = hostname_key(&workload) {
-            Arc::make_mut(self.by_hostname.get_or_default(&key)).push(workload.clone());
+            self.by_hostname.get_or_default(&key).put(Candidate(workload.clone()));
         }
         if self.is_local(&workload) {
-            insert_ranked(self.local.get_or_default(&account_key(&workload)), &workload);
+            self.local.get_or_default(&account_key(&workload)).put(Candidate(workload.clone()));
         }
         for (service, (host, _)) in (0..).zip(workload.services.iter()) {
-            let workload = workload.clone();
-            Arc::make_mut(self.endpoints.get_or_default(host)).push(Endpoint { workload, service });
+            self.endpoints.get_or_default(host).put(Endpoint { workload: workload.clone(), service });
         }
     }
 
     /// Takes out the workload called `uid`.
     pub(crate) fn remove(&mut self, uid: &str) -> Option<Arc<Workload>> {
         let workload = self.by_uid.remove(uid)?;
-        for address in workload.indexed_addresses() {
-            remove_from(&mut self.by_address, &address, |other| Arc::ptr_eq(other, &workload));
-        }
-        if let Some(key) = hostname_key(&workload) {
-            remove_from(&mut self.by_hostname, &key, |other| Arc::ptr_eq(other, &workload));
-        }
-        let account = account_key(&workload);
-        remove_from(&mut self.local, &account, |other| Arc::ptr_eq(other, &workload));
-        for (host, _) in &workload.services {
-            remove_from(&mut self.endpoints, host, |endpoint| Arc::ptr_eq(&endpoint.workload, &workload));
-        }
+        self.unindex(&workload, None);
         Some(workload)
+    }
+
+    /// Takes `workload` out of the indices. Endpoints stay that `successor`, the next version of the same workload, is
+    /// going to replace where they stand.
+    fn unindex(&mut self, workload: &Arc<Workload>, successor: Option<&Workload>) {
+        let candidate = Candidate(workload.clone());
+        for address in workload.indexed_addresses() {
+            take_from(&mut self.by_address, &address, &candidate);
+        }
+        if let Some(key) = hostname_key(workload) {
+            take_from(&mut self.by_hostname, &key, &candidate);
+        }
+        take_from(&mut self.local, &account_key(workload), &candidate);
+        for (service, (host, _)) in (0..).zip(workload.services.iter()) {
+            if successor.is_none_or(|successor| successor.ports_for(host).is_none()) {
+                take_from(&mut self.endpoints, host, &Endpoint { workload: workload.clone(), service });
+            }
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -100,21 +114,26 @@ impl Workloads {
     }
 
     pub(crate) fn by_address(&self, network: &str, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_address.get(&(network, address))?.first()
+        first(self.by_address.get(&(network, address))?)
     }
 
     pub(crate) fn by_hostname(&self, host: &NamespacedHostname) -> Option<&Arc<Workload>> {
-        self.by_hostname.get(host)?.first()
+        first(self.by_hostname.get(host)?)
     }
 
-    /// This node's workloads with the given namespace and service account.
-    pub(crate) fn local(&self, namespace: &str, service_account: &str) -> &[Arc<Workload>] {
-        self.local.get(&(namespace, service_account)).map_or(&[], |list| list.as_slice())
+    /// This node's workloads with the given namespace and service account, best candidate first.
+    pub(crate) fn local(
+        &self,
+        namespace: &str,
+        service_account: &str,
+    ) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
+        let list = self.local.get(&(namespace, service_account)).map_or(&[][..], CowList::as_slice);
+        list.iter().map(|candidate| &candidate.0)
     }
 
     /// The workloads that name the service `host`.
     pub(crate) fn endpoints_of(&self, host: &NamespacedHostname) -> impl Iterator<Item = EndpointRef<'_>> {
-        self.endpoints.get(host).into_iter().flat_map(|endpoints| endpoints.iter()).map(Endpoint::view)
+        self.endpoints.get(host).map_or(&[][..], CowList::as_slice).iter().map(Endpoint::view)
     }
 
     /// Every service name that some workload names.
@@ -133,27 +152,38 @@ impl Endpoint {
     }
 }
 
-/// Pods before other workloads, HBONE before plain TCP, later ones before earlier ones.
-fn insert_ranked(list: &mut List, workload: &Arc<Workload>) {
-    let rank = |workload: &Workload| (workload.is_pod(), workload.tunnel_protocol == TunnelProtocol::Hbone);
-    let list = Arc::make_mut(list);
-    // A workload may list one address twice.
-    list.retain(|other| !Arc::ptr_eq(other, workload));
-    let at = list.partition_point(|other| rank(other) > rank(workload));
-    list.insert(at, workload.clone());
+impl Ranked for Candidate {
+    fn rank(&self, other: &Self) -> Ordering {
+        fn key(Candidate(workload): &Candidate) -> impl Ord {
+            let is_healthy = workload.health == Health::Healthy;
+            Reverse((workload.is_pod(), workload.tunnel_protocol == TunnelProtocol::Hbone, is_healthy))
+        }
+        key(self).cmp(&key(other)).then_with(|| self.0.uid.cmp(&other.0.uid))
+    }
 }
 
-/// Removes the matching items of the list under `key`, and the list itself once it is empty.
-fn remove_from<K, T>(index: &mut CowMap<K, Arc<Vec<T>>>, key: &K, is_gone: impl Fn(&T) -> bool)
+impl Ranked for Endpoint {
+    fn rank(&self, other: &Self) -> Ordering {
+        self.workload.uid.cmp(&other.workload.uid)
+    }
+}
+
+fn first(list: &CowList<Candidate>) -> Option<&Arc<Workload>> {
+    list.as_slice().first().map(|candidate| &candidate.0)
+}
+
+/// Takes `item` out of the list under `key`, and the list out of `index` once it is empty.
+fn take_from<K, T>(index: &mut CowMap<K, CowList<T>>, key: &K, item: &T)
 where
     K: Clone + Eq + std::hash::Hash,
-    T: Clone,
+    T: Clone + Ranked,
 {
-    if !index.get(key).is_some_and(|list| list.iter().any(&is_gone)) {
+    // Looked up first: to get a list for writing copies the way to it.
+    if index.get(key).is_none() {
         return;
     }
-    let list = Arc::make_mut(index.get_or_default(key));
-    list.retain(|item| !is_gone(item));
+    let list = index.get_or_default(key);
+    list.take(item);
     if list.is_empty() {
         index.remove(key);
     }

@@ -60,17 +60,20 @@ fn a_pod_comes_before_a_workload_entry_of_the_same_address() {
 }
 
 #[test]
-fn hbone_comes_before_plain_and_the_last_before_the_first() {
-    let hbone = |uid| Arc::new(Workload { tunnel_protocol: TunnelProtocol::Hbone, ..workload(uid, 1) });
+fn hbone_comes_before_plain_and_healthy_before_unhealthy() {
+    let hbone = |uid| Workload { tunnel_protocol: TunnelProtocol::Hbone, ..workload(uid, 1) };
     let mut workloads = Workloads::default();
-    workloads.upsert(hbone("x//Pod/hbone"));
+    workloads.upsert(Arc::new(hbone("x//Pod/a")));
     workloads.upsert(Arc::new(workload("x//Pod/plain", 1)));
-    workloads.upsert(hbone("vm-hbone"));
-    assert_eq!(uid_at(&workloads, 1), Some("x//Pod/hbone"));
-    workloads.upsert(hbone("x//Pod/hbone-2"));
-    assert_eq!(uid_at(&workloads, 1), Some("x//Pod/hbone-2"));
-    workloads.remove("x//Pod/hbone-2");
-    workloads.remove("x//Pod/hbone");
+    workloads.upsert(Arc::new(hbone("vm-hbone")));
+    workloads.upsert(Arc::new(hbone("x//Pod/b")));
+    assert_eq!(uid_at(&workloads, 1), Some("x//Pod/a"));
+    // It is being deleted, and its address is another's already.
+    workloads.upsert(Arc::new(Workload { health: Health::Unhealthy, ..hbone("x//Pod/a") }));
+    assert_eq!(uid_at(&workloads, 1), Some("x//Pod/b"));
+    workloads.remove("x//Pod/b");
+    assert_eq!(uid_at(&workloads, 1), Some("x//Pod/a"));
+    workloads.remove("x//Pod/a");
     assert_eq!(uid_at(&workloads, 1), Some("x//Pod/plain"));
 }
 
@@ -185,22 +188,21 @@ proptest! {
             }
         }
         for last in 0..5 {
-            let candidates = all.iter().enumerate().filter(|(_, workload)| {
+            let candidates = all.iter().filter(|workload| {
                 workload.network_mode == NetworkMode::Standard && workload.addresses.contains(&ip(last))
             });
-            let expected = candidates.max_by_key(|(position, workload)| {
-                let pod = 2 * u32::from(workload.uid.contains("//Pod/"));
-                (pod + u32::from(workload.tunnel_protocol == TunnelProtocol::Hbone), *position)
+            let expected = candidates.min_by_key(|workload| {
+                let pod = 2 * i32::from(workload.uid.contains("//Pod/"));
+                (-pod - i32::from(workload.tunnel_protocol == TunnelProtocol::Hbone), &workload.uid)
             });
-            prop_assert_eq!(uid_at(&workloads, last), expected.map(|(_, workload)| &*workload.uid));
+            prop_assert_eq!(uid_at(&workloads, last), expected.map(|workload| &*workload.uid));
         }
         for service in 0..3u8 {
             let name = host(&service.to_string());
             let mut expected: Vec<_> =
                 all.iter().filter(|workload| workload.ports_for(&name).is_some()).map(|workload| &*workload.uid).collect();
-            let mut found: Vec<_> = workloads.endpoints_of(&name).map(|endpoint| &*endpoint.workload.uid).collect();
+            let found: Vec<_> = workloads.endpoints_of(&name).map(|endpoint| &*endpoint.workload.uid).collect();
             expected.sort_unstable();
-            found.sort_unstable();
             prop_assert_eq!(found, expected);
         }
         for workload in &all {

@@ -106,7 +106,11 @@ impl Policy {
 /// positive value makes its field hold, and an unreadable negative value is as good as absent; in an ALLOW policy an
 /// unreadable positive value is as good as absent unless it is the only one, and otherwise the match never holds.
 pub fn compile(spec: PolicySpec) -> (Policy, Vec<CompileWarning>) {
-    let key: Arc<str> = format!("{}/{}", spec.namespace, spec.name).into();
+    compile_as(format!("{}/{}", spec.namespace, spec.name).into(), spec)
+}
+
+/// Compiles a policy that has a key of its own: the name of its resource, under which it will be removed.
+pub(crate) fn compile_as(key: Arc<str>, spec: PolicySpec) -> (Policy, Vec<CompileWarning>) {
     let mut reader = Reader { action: spec.action, faults: Vec::new() };
     let rules = spec.rules.into_iter().map(|clauses| {
         let clauses = clauses.into_iter().map(|matches| {

@@ -20,6 +20,7 @@ mod evaluate;
 mod spec;
 mod store;
 
+pub(crate) use compile::compile_as;
 pub use compile::{Clause, CompileWarning, Conditions, Field, Match, Policy, Rule, compile};
 pub use evaluate::{Access, Decider, Denied, DryRun, Evaluation, Permit};
 pub use spec::{

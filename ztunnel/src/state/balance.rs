@@ -77,7 +77,7 @@ pub fn choose_waypoint<'a>(service: &'a Service, rng: &mut Rng) -> Option<&'a Ga
     let waypoints = &service.weighted_waypoints;
     let total: u64 = waypoints.iter().map(|waypoint| u64::from(waypoint.weight)).sum();
     if total == 0 {
-        return service.waypoint.as_ref();
+        return service.waypoint.as_deref();
     }
     let mut drawn = rng.u64(..total);
     for waypoint in waypoints {

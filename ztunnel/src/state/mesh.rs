@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::model::{Destination, GatewayAddress, NamespacedHostname, PortMap, Service, Workload};
+use super::model::{
+    Destination, GatewayAddress, NamespacedHostname, NetworkAddress, NetworkCidr, PortMap, Service, Workload,
+};
 use super::services::{self, Services};
 use super::workloads::Workloads;
 use crate::policy::{Policies, Policy, PolicySet};
@@ -21,6 +23,8 @@ pub struct Mesh {
     workloads: Workloads,
     services: Services,
     policies: Policies,
+    /// Addresses of resources that were rejected, as placeholders whose hostname is the resource's name.
+    rejected: Services,
 }
 
 /// Who owns an address or a hostname.
@@ -128,6 +132,25 @@ impl Mesh {
         }
     }
 
+    /// The name of the rejected resource that claims `address`, where no accepted resource does. What it would have said
+    /// of that address is not known, so nothing may be sent there as if nobody had said anything.
+    pub fn rejected_at(&self, network: &str, address: IpAddr) -> Option<&Arc<str>> {
+        if self.rejected.is_empty() {
+            return None;
+        }
+        let claim = self.rejected.by_vip(network, address, None)?;
+        let is_exact = |service: &Service| {
+            service.vips.iter().any(|vip| vip.address == address && *vip.network == *network)
+        };
+        let owned = match self.find_address(network, address, None) {
+            Some(Owner::Workload(_)) => true,
+            // A range says little of an address that somebody claims for themselves.
+            Some(Owner::Service(service)) => is_exact(service) || !is_exact(claim),
+            None => false,
+        };
+        (!owned).then_some(&claim.host.hostname)
+    }
+
     /// The ports under which `workload` is an endpoint of `service`, when it is one.
     pub fn endpoint_ports<'a>(&self, service: &'a Service, workload: &'a Workload) -> Option<&'a PortMap> {
         let explicit = || service.endpoints.iter().find(|endpoint| endpoint.workload_uid == workload.uid);
@@ -212,6 +235,28 @@ impl Mesh {
     /// Adds or replaces a policy; the key is its namespace and name.
     pub fn upsert_policy(&mut self, policy: Arc<Policy>) {
         self.policies.upsert(policy);
+    }
+
+    /// Remembers which addresses the rejected resource `name` claims; see [`rejected_at`](Self::rejected_at). An earlier
+    /// claim under the same name is replaced. No addresses: nothing is remembered.
+    pub(crate) fn reject(
+        &mut self,
+        name: &Arc<str>,
+        vips: Box<[NetworkAddress]>,
+        cidr_vips: Box<[NetworkCidr]>,
+    ) {
+        if vips.is_empty() && cidr_vips.is_empty() {
+            return self.pardon(name);
+        }
+        let host = NamespacedHostname { namespace: Arc::default(), hostname: name.clone() };
+        self.rejected.upsert(Arc::new(Service { host, vips, cidr_vips, ..Service::default() }));
+    }
+
+    /// The resource `name` has been accepted, or is gone.
+    pub(crate) fn pardon(&mut self, name: &str) {
+        if !self.rejected.is_empty() {
+            self.rejected.remove("", name);
+        }
     }
 
     /// Removes the workload or service that an `Address` resource of this name described: a uid, else

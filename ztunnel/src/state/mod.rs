@@ -17,6 +17,7 @@ pub mod route;
 mod services;
 pub mod static_config;
 mod workloads;
+pub mod xds;
 
 pub use intern::Interner;
 pub use mesh::{EndpointRef, Mesh, Owner, Removed};

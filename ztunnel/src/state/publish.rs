@@ -37,6 +37,18 @@ impl MeshState {
         self.current.load_full()
     }
 
+    /// Begins a successor of the current view, to be changed bit by bit and then published. There may be one at a time:
+    /// what others publish meanwhile is lost with it.
+    pub(crate) fn draft(&self) -> Mesh {
+        Mesh::clone(&self.current.load())
+    }
+
+    /// Makes `next` the current view, then wakes everybody who watches.
+    pub(crate) fn publish(&self, next: Mesh) {
+        self.current.store(Arc::new(next));
+        self.changed.send_replace(());
+    }
+
     /// Changes the mesh and publishes the result, then wakes everybody who watches.
     ///
     /// Cost: proportional to the number of changed resources, not to the size of the mesh. If `change` panics, nothing
@@ -44,10 +56,9 @@ impl MeshState {
     pub fn update<R>(&self, change: impl FnOnce(&mut Mesh) -> R) -> R {
         // The lock protects no data, so a writer that panicked left nothing behind.
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = Mesh::clone(&self.current.load());
+        let mut next = self.draft();
         let result = change(&mut next);
-        self.current.store(Arc::new(next));
-        self.changed.send_replace(());
+        self.publish(next);
         result
     }
 

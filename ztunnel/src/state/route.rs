@@ -8,7 +8,8 @@
 //! 4. It belongs to nobody we know, or to a service that wants no interference: in plain TCP to where it was dialled.
 //!
 //! What lies on another network is reached through that network's gateway, with one tunnel inside another. Whatever
-//! names a waypoint or gateway that cannot be resolved is refused: nothing ever bypasses a waypoint.
+//! names a waypoint or gateway that cannot be resolved is refused: nothing ever bypasses a waypoint. So is what only a
+//! resource claims that was rejected: it may have named one.
 
 mod upstream;
 
@@ -155,6 +156,9 @@ pub enum RouteError {
     /// The destination is on another network, where only services can be reached.
     #[error("no service for target address: {0}")]
     NoService(SocketAddr),
+    /// The control plane's description of the destination could not be used.
+    #[error("the description of the destination was rejected: {0}")]
+    Rejected(Arc<str>),
     /// The workload has neither address nor hostname nor a gateway that leads to it.
     #[error("no valid routing destination for workload: {0}")]
     NoValidDestination(Arc<str>),
@@ -194,6 +198,9 @@ impl<'a> Router<'a> {
         let destination = self.destination;
         if destination.ip().is_loopback() && self.config.illegal_ports.contains(&destination.port()) {
             return Err(RouteError::SelfCall);
+        }
+        if let Some(name) = self.mesh.rejected_at(&self.config.network, destination.ip()) {
+            return Err(RouteError::Rejected(name.clone()));
         }
         let client = Some(&*self.source.namespace);
         // A workload's address is its own even where a service claims it; below, for the endpoint, it is not.

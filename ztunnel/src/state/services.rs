@@ -79,13 +79,21 @@ impl Services {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_hostname.len() == 0
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.by_hostname.iter().flat_map(|(_, list)| list.as_slice())
     }
 
     /// The service with this primary key.
     pub(crate) fn exact(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
-        self.by_hostname.get(hostname)?.as_slice().iter().find(|service| &*service.host.namespace == namespace)
+        self.by_hostname
+            .get(hostname)?
+            .as_slice()
+            .iter()
+            .find(|service| &*service.host.namespace == namespace)
     }
 
     /// The best of the visible services called `hostname`: the client's namespace first, then a canonical one, then the

@@ -291,10 +291,10 @@ fn weighted_waypoints_are_drawn_by_weight_and_fall_back_when_they_have_none() {
         hbone_mtls_port: port,
     };
     let service = |weights: &[u32]| Service {
-        waypoint: Some(gateway(9)),
+        waypoint: Some(gateway(9).into()),
         weighted_waypoints: (0..)
             .zip(weights)
-            .map(|(port, weight)| WeightedWaypoint { destination: gateway(port), weight: *weight })
+            .map(|(port, weight)| WeightedWaypoint { destination: gateway(port).into(), weight: *weight })
             .collect(),
         ..Service::default()
     };

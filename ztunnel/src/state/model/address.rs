@@ -65,7 +65,7 @@ impl fmt::Display for NamespacedHostname {
 pub struct NotNamespacedHostname;
 
 /// Where a waypoint or a network gateway listens for HBONE.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GatewayAddress {
     /// The workload or service that is the gateway.
     pub destination: Destination,
@@ -80,7 +80,7 @@ impl fmt::Display for GatewayAddress {
 }
 
 /// How a [`GatewayAddress`] names its gateway.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Destination {
     /// By the address of a workload or the virtual IP of a service.
     Address(NetworkAddress),
@@ -100,7 +100,7 @@ impl fmt::Display for Destination {
 /// Service ports and the target ports they lead to.
 ///
 /// On a service, target port 0 stands for a named port, which each endpoint resolves by itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PortMap(
     /// (service port, target port), ascending by service port, no service port twice.
     Box<[(u16, u16)]>,

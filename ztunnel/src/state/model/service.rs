@@ -24,7 +24,7 @@ pub struct Service {
     /// Identities accepted from its endpoints besides each endpoint's own.
     pub subject_alt_names: Box<[SpiffeId]>,
     /// The waypoint that traffic to this service must take.
-    pub waypoint: Option<GatewayAddress>,
+    pub waypoint: Option<Arc<GatewayAddress>>,
     /// When some weight is above 0, one of these is drawn per connection instead of `waypoint`.
     pub weighted_waypoints: Box<[WeightedWaypoint]>,
     /// How an endpoint is chosen.
@@ -64,7 +64,7 @@ pub struct ExplicitEndpoint {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightedWaypoint {
     /// The waypoint.
-    pub destination: GatewayAddress,
+    pub destination: Arc<GatewayAddress>,
     /// Its share, relative to the sum of all weights; 0 is never drawn.
     pub weight: u32,
 }

@@ -50,9 +50,9 @@ pub struct Workload {
     /// How the application behind the tunnel is reached, on waypoints that a node proxy captures.
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The waypoint that traffic to this workload's own addresses must take.
-    pub waypoint: Option<GatewayAddress>,
+    pub waypoint: Option<Arc<GatewayAddress>>,
     /// The gateway through which other networks reach it.
-    pub network_gateway: Option<GatewayAddress>,
+    pub network_gateway: Option<Arc<GatewayAddress>>,
     /// Keys (`namespace/name`) of the selector-scoped policies that apply to it.
     pub authorization_policies: Box<[Arc<str>]>,
     /// Whether it may receive new connections through services.
@@ -60,7 +60,7 @@ pub struct Workload {
     /// Its weight in load balancing; 0 is never chosen.
     pub capacity: u32,
     /// The services it is an endpoint of, with its ports there; no service twice.
-    pub services: Box<[(NamespacedHostname, PortMap)]>,
+    pub services: Arc<[(NamespacedHostname, PortMap)]>,
 }
 
 impl Workload {
@@ -126,7 +126,7 @@ impl Default for Workload {
             authorization_policies: Box::default(),
             health: Health::default(),
             capacity: 1,
-            services: Box::default(),
+            services: Arc::default(),
         }
     }
 }

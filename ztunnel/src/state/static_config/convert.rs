@@ -7,6 +7,7 @@ mod workloads;
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -114,11 +115,11 @@ impl Converter<'_> {
         &mut self,
         at: &Path<'_>,
         gateway: Option<schema::Gateway>,
-    ) -> Option<GatewayAddress> {
+    ) -> Option<Arc<GatewayAddress>> {
         self.gateway(at, gateway?)
     }
 
-    fn gateway(&mut self, at: &Path<'_>, gateway: schema::Gateway) -> Option<GatewayAddress> {
+    fn gateway(&mut self, at: &Path<'_>, gateway: schema::Gateway) -> Option<Arc<GatewayAddress>> {
         let at = at.key("destination");
         let text = gateway.destination;
         let Some((first, second)) = text.split_once('/') else {
@@ -140,7 +141,7 @@ impl Converter<'_> {
             }),
             Err(_) => Destination::Hostname(self.host(first, second)),
         };
-        Some(GatewayAddress { destination, hbone_mtls_port: gateway.hbone_mtls_port })
+        Some(self.strings.gateway(GatewayAddress { destination, hbone_mtls_port: gateway.hbone_mtls_port }))
     }
 
     /// One of `choices`, of which the first is the default.

@@ -150,11 +150,11 @@ policies:
             protocol: ApplicationTunnelProtocol::Proxy,
             port: Some(15088),
         }),
-        waypoint: Some(waypoint.clone()),
-        network_gateway: Some(GatewayAddress {
-            destination: Destination::Hostname(host.clone()),
-            hbone_mtls_port: 15009,
-        }),
+        waypoint: Some(waypoint.clone().into()),
+        network_gateway: Some(
+            GatewayAddress { destination: Destination::Hostname(host.clone()), hbone_mtls_port: 15009 }
+                .into(),
+        ),
         authorization_policies: ["ns/p".into()].into(),
         health: Health::Unhealthy,
         capacity: 7,
@@ -170,9 +170,9 @@ policies:
         cidr_vips: [NetworkCidr { network: "net".into(), cidr: "10.8.0.0/16".parse().unwrap() }].into(),
         ports: [(80, 0)].into_iter().collect(),
         subject_alt_names: ["spiffe://td/ns/ns/sa/x".parse().unwrap()].into(),
-        waypoint: Some(waypoint.clone()),
+        waypoint: Some(waypoint.clone().into()),
         weighted_waypoints: [WeightedWaypoint {
-            destination: GatewayAddress { hbone_mtls_port: 1, ..waypoint },
+            destination: GatewayAddress { hbone_mtls_port: 1, ..waypoint }.into(),
             weight: 9,
         }]
         .into(),

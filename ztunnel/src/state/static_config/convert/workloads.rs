@@ -100,7 +100,7 @@ impl Converter<'_> {
         &mut self,
         at: &Path<'_>,
         services: BTreeMap<String, schema::Ports>,
-    ) -> Box<[(NamespacedHostname, PortMap)]> {
+    ) -> Arc<[(NamespacedHostname, PortMap)]> {
         let mut converted = Vec::with_capacity(services.len());
         for (key, ports) in services {
             let at = at.key(&key);
@@ -113,7 +113,7 @@ impl Converter<'_> {
             }
             converted.push((self.host(namespace, hostname), port_map(ports)));
         }
-        converted.into()
+        self.strings.services(converted)
     }
 }
 

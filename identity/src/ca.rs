@@ -14,6 +14,20 @@ pub trait Issuer: Send + Sync + 'static {
     ///
     /// The caller sets the deadline: it drops the future, and the issuer keeps nothing of the request.
     fn issue<'a>(&'a self, identity: &'a SpiffeId, csr_pem: &'a str) -> IssueFuture<'a>;
+
+    /// Whose name the certificates bear.
+    fn granted(&self) -> Granted {
+        Granted::Requested
+    }
+}
+
+/// Whose name an issued certificate bears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granted {
+    /// The requested one. A certificate for anybody else is not taken into use.
+    Requested,
+    /// The one that the authority found out by its own means; it is right by definition.
+    ByAuthority,
 }
 
 /// The answer of an [`Issuer`], in the making.

@@ -15,8 +15,8 @@ use tracing::{debug, info, warn};
 use crate::schedule::{Next, Now, Validity};
 use crate::store::Shared;
 use crate::{
-    CertificateChain, ChainError, CsrError, IssueError, Issuer, KeyError, PrivateKey, Retry, SpiffeId, Tls,
-    WorkloadCertificate, WorkloadCertificateError, certificate_request,
+    CertificateChain, ChainError, CsrError, Granted, IssueError, Issuer, KeyError, PrivateKey, Retry,
+    SpiffeId, Tls, WorkloadCertificate, WorkloadCertificateError, certificate_request,
 };
 
 /// The longest sleep: a timer does not see that the wall clock was set, so somebody has to look.
@@ -72,7 +72,11 @@ impl StoreDriver {
         let request = certificate_request(identity, &key)?;
         let issued = self.issuer.issue(identity, &request).await?;
         let chain = CertificateChain::from_pem_elements(&issued.0)?;
-        Ok(WorkloadCertificate::new(identity, key, chain, &self.tls, SystemTime::now())?)
+        let named = match self.issuer.granted() {
+            Granted::Requested => identity.clone(),
+            Granted::ByAuthority => chain.identity.clone(),
+        };
+        Ok(WorkloadCertificate::new(&named, key, chain, &self.tls, SystemTime::now())?)
     }
 
     fn finish(&self, identity: &SpiffeId, result: Result<WorkloadCertificate, RequestError>) {

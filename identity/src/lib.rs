@@ -6,6 +6,7 @@
 //! [`ExpectedPeers`].
 
 mod ca;
+mod ca_client;
 mod ca_files;
 mod certificate;
 mod chain;
@@ -29,7 +30,8 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/istio.v1.auth.rs"));
 }
 
-pub use ca::{BoxError, IssueError, IssueFuture, IssuedChain, Issuer, Retry};
+pub use ca::{BoxError, Granted, IssueError, IssueFuture, IssuedChain, Issuer, Retry};
+pub use ca_client::{CaChannel, CaClient, CaConnect, CaRefused, OnBehalfOf};
 pub use ca_files::LocalCaError;
 pub use certificate::{WorkloadCertificate, WorkloadCertificateError};
 pub use chain::{CertificateChain, CertificateInfo, ChainError};

@@ -248,7 +248,7 @@ impl Shared {
         entry.last_error = result.as_ref().err().cloned();
         let waiting = entry.answer.take();
         match &result {
-            Ok(certificate) => self.insert(&managed, certificate.clone()),
+            Ok(certificate) => self.insert(&managed, identity, certificate.clone()),
             Err(_) if self.current(identity).is_none() => self.remove(&managed, identity),
             Err(_) => {}
         }
@@ -267,9 +267,10 @@ impl Shared {
         }
     }
 
-    fn insert(&self, _locked: &Managed, certificate: Arc<WorkloadCertificate>) {
+    /// Under the identity that was asked for, whatever the authority made of it.
+    fn insert(&self, _locked: &Managed, identity: &SpiffeId, certificate: Arc<WorkloadCertificate>) {
         let mut next = HashMap::clone(&self.current.load());
-        next.insert(certificate.identity().clone(), certificate);
+        next.insert(identity.clone(), certificate);
         self.current.store(Arc::new(next));
     }
 

@@ -6,11 +6,13 @@ use std::time::SystemTime;
 
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use thiserror::Error;
 
 use crate::client_configs::ClientConfigs;
+use crate::revocation::Standing;
 use crate::verify::{ClientVerifier, ServerVerifier, TrustRoots};
-use crate::{CertificateChain, ChainError, ExpectedPeers, PrivateKey, SpiffeId, Tls};
+use crate::{CertificateChain, ChainError, ExpectedPeers, PeerWatch, PrivateKey, Side, SpiffeId, Tls};
 
 /// A certificate, its key, the roots that came with it, and the TLS configurations made from them.
 ///
@@ -46,7 +48,8 @@ impl WorkloadCertificate {
         let roots = chain.trust_anchors().map_err(WorkloadCertificateError::Chain)?;
 
         let credentials = Arc::new(SingleCertAndKey::from(certified));
-        let trust = Arc::new(TrustRoots::new(roots, tls.provider().signature_verification_algorithms));
+        let algorithms = tls.provider().signature_verification_algorithms;
+        let trust = Arc::new(TrustRoots::new(roots, algorithms, tls.revocations().clone()));
         let clients = ClientVerifier::new(trust.clone(), chain.identity.clone());
         Ok(Self {
             server: tls.server_config(credentials.clone(), Arc::new(clients)),
@@ -95,6 +98,23 @@ impl WorkloadCertificate {
         self.clients.get_or_make(expected, || {
             let servers = ServerVerifier::new(self.trust.clone(), expected.clone());
             self.tls.client_config(self.credentials.clone(), Arc::new(servers))
+        })
+    }
+
+    /// Watches for the revocation of a peer that this certificate's configurations have just accepted.
+    ///
+    /// `chain` is what the peer presented, leaf first, as the TLS library hands it over. To be called right after the
+    /// handshake: its time is taken from the clock. While revocation is disabled, nothing is copied or counted.
+    pub fn watch_peer(&self, side: Side, chain: &[CertificateDer<'_>]) -> PeerWatch {
+        PeerWatch::new(self.tls.revocations(), &self.trust, side, chain)
+    }
+
+    /// Whether this certificate itself, or one between it and its root, is revoked by the lists in force. Peers that have
+    /// the same lists refuse it.
+    pub fn is_revoked(&self) -> bool {
+        self.tls.revocations().current().is_some_and(|crls| {
+            let chain = self.chain.presented();
+            self.trust.standing(&chain, Side::Source, UnixTime::now(), &crls) == Standing::Revoked
         })
     }
 }

@@ -69,8 +69,9 @@ mod tests {
 
     fn config() -> Arc<ClientConfig> {
         let tls = Tls::new(TlsOptions::default());
+        let algorithms = tls.provider().signature_verification_algorithms;
         let trust =
-            TrustRoots::new(rustls::RootCertStore::empty(), tls.provider().signature_verification_algorithms);
+            TrustRoots::new(rustls::RootCertStore::empty(), algorithms, crate::Revocations::disabled());
         let verifier = Arc::new(ServerVerifier::new(Arc::new(trust), ExpectedPeers::default()));
         let key = rustls::sign::CertifiedKey::new(vec![], Arc::new(crate::PrivateKey::generate().unwrap()));
         tls.client_config(Arc::new(key.into()), verifier)

@@ -40,6 +40,7 @@ impl StoreDriver {
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
         let mut running = FuturesUnordered::new();
+        let mut revocations = self.tls.revocations().subscribe();
         loop {
             let wake_at = loop {
                 let now = Now::read();
@@ -54,6 +55,7 @@ impl StoreDriver {
                 () = &mut shutdown => return,
                 Some((identity, result)) = running.next() => self.finish(&identity, result),
                 () = self.shared.wake.notified() => {}
+                () = revocations.next() => self.shared.all_current().iter().for_each(|held| warn_if_revoked(held)),
                 () = sleep_until(wake_at.into()) => {}
             }
         }
@@ -84,6 +86,7 @@ impl StoreDriver {
             Ok(certificate) => {
                 let serial = &certificate.chain().leaf.serial_number;
                 info!(%identity, serial, "certificate obtained");
+                warn_if_revoked(certificate);
             }
             Err(error) => {
                 let error = error as &dyn StdError;
@@ -91,6 +94,14 @@ impl StoreDriver {
             }
         }
         self.shared.answer(identity, result.map(Arc::new).map_err(Arc::new));
+    }
+}
+
+/// Peers with the same lists will refuse such a certificate. Only its authority can help.
+fn warn_if_revoked(certificate: &WorkloadCertificate) {
+    if certificate.is_revoked() {
+        let (identity, serial) = (certificate.identity(), &certificate.chain().leaf.serial_number);
+        warn!(%identity, serial, "our own certificate or its issuer's is revoked");
     }
 }
 

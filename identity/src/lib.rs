@@ -13,9 +13,11 @@ mod chain;
 mod client_configs;
 mod csr;
 mod driver;
+mod failure;
 mod key;
 mod local_ca;
 mod peers;
+mod revocation;
 mod schedule;
 mod spiffe;
 mod store;
@@ -37,9 +39,13 @@ pub use certificate::{WorkloadCertificate, WorkloadCertificateError};
 pub use chain::{CertificateChain, CertificateInfo, ChainError};
 pub use csr::{CsrError, certificate_request};
 pub use driver::{RequestError, StoreDriver};
+pub use failure::HandshakeFailure;
 pub use key::{KeyError, PrivateKey};
 pub use local_ca::LocalCa;
 pub use peers::ExpectedPeers;
+pub use revocation::{
+    BySide, CrlError, CrlSet, PeerWatch, RevocationCounts, RevocationDriver, Revocations, Side,
+};
 pub use spiffe::{SpiffeId, SpiffeIdError};
 pub use store::{CertificateError, CertificateStore, IdentityState, StoreOptions};
 pub use tls::{CipherPreference, KeyExchange, Tls, TlsOptions, TlsVersions, unnamed_server};

@@ -203,6 +203,11 @@ impl Shared {
         (!certificate.is_expired(SystemTime::now())).then(|| certificate.clone())
     }
 
+    /// Every certificate held.
+    pub(crate) fn all_current(&self) -> Vec<Arc<WorkloadCertificate>> {
+        self.current.load().values().cloned().collect()
+    }
+
     fn join(&self, identity: &SpiffeId) -> Result<Joined, CertificateError> {
         if let Some(certificate) = self.current(identity) {
             return Ok(Joined::Held(certificate));

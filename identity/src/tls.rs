@@ -15,6 +15,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 use rustls_pki_types::ServerName;
 
+use crate::Revocations;
 use crate::verify::{ClientVerifier, ServerVerifier};
 
 /// The protocol inside the mesh's TLS: HTTP/2 (RFC 9113 section 3.2).
@@ -71,6 +72,7 @@ pub enum CipherPreference {
 pub struct Tls {
     provider: Arc<CryptoProvider>,
     versions: &'static [&'static SupportedProtocolVersion],
+    revocations: Revocations,
 }
 
 impl Tls {
@@ -85,7 +87,17 @@ impl Tls {
             kx_groups: key_exchange_groups(options.key_exchange),
             ..default_provider()
         };
-        Self { provider: Arc::new(provider), versions }
+        Self { provider: Arc::new(provider), versions, revocations: Revocations::disabled() }
+    }
+
+    /// The same, with peers refused that are revoked. By default none is.
+    pub fn with_revocations(self, revocations: Revocations) -> Self {
+        Self { revocations, ..self }
+    }
+
+    /// Who is revoked, for all certificates that are made with this.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
     }
 
     /// The provider, for TLS connections that are not of the mesh (those to the control plane).

@@ -6,7 +6,10 @@
 //!
 //! The name that passes here is the name that authorization sees: [`peer_identity`] is used for both, and a leaf with
 //! two SPIFFE names has no identity at all.
+//!
+//! Revocation is judged with the chain, by the lists that are in force at that moment ([`crate::Revocations`]).
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,10 +21,11 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use thiserror::Error;
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::{ExpectedPeers, SpiffeId, SpiffeIdError};
+use crate::revocation::{CrlSet, Standing};
+use crate::{ExpectedPeers, Revocations, Side, SpiffeId, SpiffeIdError};
 
 /// The identity in a peer's certificate chain, leaf first, as a TLS library hands it over after the handshake.
 ///
@@ -107,26 +111,81 @@ pub enum PeerRefused {
 pub(crate) struct TrustRoots {
     roots: RootCertStore,
     algorithms: WebPkiSupportedAlgorithms,
+    revocations: Revocations,
 }
 
 impl TrustRoots {
-    pub(crate) fn new(roots: RootCertStore, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { roots, algorithms }
+    pub(crate) fn new(
+        roots: RootCertStore,
+        algorithms: WebPkiSupportedAlgorithms,
+        revocations: Revocations,
+    ) -> Self {
+        Self { roots, algorithms, revocations }
     }
 
-    /// Checks the chain as `usage` demands, then reads the leaf's name. An absent extendedKeyUsage permits every usage.
+    /// Checks the chain of a peer, seen from our side, then reads the leaf's name.
     fn verify(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        usage: KeyUsage,
+        side: Side,
         now: UnixTime,
     ) -> Result<SpiffeId, TlsError> {
-        let parsed = EndEntityCert::try_from(leaf).map_err(chain_error)?;
-        parsed
-            .verify_for_usage(self.algorithms.all, &self.roots.roots, intermediates, now, usage, None, None)
-            .map_err(chain_error)?;
+        let crls = self.revocations.current();
+        self.verify_chain(leaf, intermediates, side, now, crls.as_deref()).map_err(|error| {
+            if matches!(error, webpki::Error::CertRevoked) {
+                self.revocations.count_refusal(side);
+            }
+            chain_error(error)
+        })?;
         peer_identity(std::slice::from_ref(leaf)).map_err(|error| refused(PeerRefused::NoIdentity(error)))
+    }
+
+    /// What the chain, which was accepted at the time `at`, is worth by the lists of today.
+    pub(crate) fn standing(
+        &self,
+        chain: &[CertificateDer<'_>],
+        side: Side,
+        at: UnixTime,
+        crls: &CrlSet,
+    ) -> Standing {
+        let Some((leaf, intermediates)) = chain.split_first() else { return Standing::Unknown };
+        match self.verify_chain(leaf, intermediates, side, at, Some(crls)) {
+            Ok(()) => Standing::Good,
+            Err(webpki::Error::CertRevoked) => Standing::Revoked,
+            Err(_) => Standing::Unknown,
+        }
+    }
+
+    /// Looks for a path to a root that is fit for the peer's role (an absent extendedKeyUsage permits every role) and on
+    /// which nothing is revoked. If there are only paths with something revoked on them, that is the error, whatever
+    /// was wrong with others.
+    fn verify_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        side: Side,
+        at: UnixTime,
+        crls: Option<&CrlSet>,
+    ) -> Result<(), webpki::Error> {
+        let usage = match side {
+            Side::Source => KeyUsage::server_auth(),
+            Side::Destination => KeyUsage::client_auth(),
+        };
+        let revoked = Cell::new(false);
+        let check_path = |path: &VerifiedPath<'_>| match crls {
+            Some(crls) if crls.revokes(path, self.algorithms) => {
+                revoked.set(true);
+                Err(webpki::Error::CertRevoked)
+            }
+            _ => Ok(()),
+        };
+        let parsed = EndEntityCert::try_from(leaf)?;
+        let roots = &self.roots.roots;
+        parsed
+            .verify_for_usage(self.algorithms.all, roots, intermediates, at, usage, None, Some(&check_path))
+            .map_err(|error| if revoked.get() { webpki::Error::CertRevoked } else { error })?;
+        Ok(())
     }
 }
 
@@ -157,7 +216,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, TlsError> {
-        let peer = self.trust.verify(leaf, intermediates, KeyUsage::client_auth(), now)?;
+        let peer = self.trust.verify(leaf, intermediates, Side::Destination, now)?;
         if peer.trust_domain() != self.own.trust_domain() {
             let ours = self.own.trust_domain().to_owned();
             return Err(refused(PeerRefused::TrustDomain { peer, ours }));
@@ -210,7 +269,7 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        let peer = self.trust.verify(leaf, intermediates, KeyUsage::server_auth(), now)?;
+        let peer = self.trust.verify(leaf, intermediates, Side::Source, now)?;
         if !self.expected.contains(&peer) {
             return Err(refused(PeerRefused::Unexpected { peer }));
         }

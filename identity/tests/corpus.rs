@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::Path;
 
-use identity::{CertificateChain, SpiffeId, peer_identity};
+use identity::proto::IstioCertificateResponse;
+use identity::{CertificateChain, CrlSet, SpiffeId, peer_identity};
+use prost::Message;
 use rustls_pki_types::CertificateDer;
 
 /// Runs `accepts` on each seed of `target`: those called `valid-*` are to be accepted, those called `invalid-*` are not.
@@ -41,4 +43,17 @@ fn chains_of_the_corpus_are_judged_as_their_names_say() {
 #[test]
 fn leaves_of_the_corpus_are_judged_as_their_names_say() {
     run("peer_identity", |seed| peer_identity(&[CertificateDer::from(seed)]).is_ok());
+}
+
+#[test]
+fn answers_of_the_corpus_are_judged_as_their_names_say() {
+    run("certificate_response", |seed| {
+        IstioCertificateResponse::decode(seed)
+            .is_ok_and(|response| CertificateChain::from_pem_elements(&response.cert_chain).is_ok())
+    });
+}
+
+#[test]
+fn revocation_lists_of_the_corpus_are_judged_as_their_names_say() {
+    run("crl_file", |seed| CrlSet::from_file(seed).is_ok());
 }

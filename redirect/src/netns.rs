@@ -10,11 +10,13 @@ use std::fmt;
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::fstat;
 
@@ -140,6 +142,44 @@ impl Netns {
         // /proc/sys/net shows the namespace of the thread that looks.
         let disabled = self.run(|| std::fs::read("/proc/sys/net/ipv6/conf/lo/disable_ipv6"))?;
         Ok(!disabled.is_ok_and(|value| value.trim_ascii() == b"1"))
+    }
+
+    /// The addresses that interfaces in the namespace have at this moment, canonical, each once, in no particular order.
+    /// Left out are loopback and IPv6 link-local ones, which say nothing about whose namespace it is: every one has them.
+    ///
+    /// A few system calls that answer at once: some 50 microseconds for a pod.
+    ///
+    /// # Errors
+    /// As [`Netns::run`]; or the kernel does not answer, for want of a descriptor or of memory.
+    pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        let interfaces = self.run(getifaddrs)??;
+        let mut addresses: Vec<_> = interfaces
+            .filter_map(|interface| {
+                let address = interface.address?;
+                let ipv4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+                ipv4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+            })
+            .map(|address| address.to_canonical())
+            .filter(|address| match address {
+                IpAddr::V4(address) => !address.is_loopback(),
+                IpAddr::V6(address) => !address.is_loopback() && !Ipv6Addr::is_unicast_link_local(address),
+            })
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        Ok(addresses)
+    }
+
+    /// Has connections that wait on a closing listener taken over by another listener of the same port
+    /// (`net.ipv4.tcp_migrate_req`, Linux 5.14, IPv6 too), in this namespace, from now on. Without it the kernel resets
+    /// those whose handshake ends while the listener closes.
+    ///
+    /// # Errors
+    /// As [`Netns::run`]; `ReadOnlyFilesystem` or `PermissionDenied` where `/proc/sys` cannot be written, as in most
+    /// containers; `NotFound` on an older kernel.
+    pub fn migrate_waiting_connections(&self) -> io::Result<()> {
+        // /proc/sys/net is that of the namespace of the thread that looks.
+        self.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_migrate_req", "1"))?
     }
 
     /// What tells this namespace from others.

@@ -94,9 +94,10 @@ async fn control(config: Config) -> Result<(), AppError> {
             ProxyMode::Shared { agent } => {
                 let ready = readiness.register("workload proxy manager");
                 proxy_ready.done();
-                let (sockets, certificates) = (config.sockets.clone(), shared.certificates.clone());
-                let manager = PodManager::new(agent, sockets, workers.handles().clone(), certificates, ready);
-                manager.run(stopped(stopping)).await.map_err(AppError::from)
+                let handles = workers.handles().clone();
+                let manager = PodManager::new(agent, shared.clone(), handles, Arc::default(), ready);
+                // The mesh has been read.
+                manager.run(std::future::ready(()), stopped(stopping)).await.map_err(AppError::from)
             }
             ProxyMode::Dedicated { workload } => {
                 let bound = BoundPod::bind(workload.clone(), None, &config.sockets)?;

@@ -12,12 +12,13 @@ use redirect::{Netns, NetnsId};
 use tokio::time::Instant;
 
 use crate::config::WorkloadName;
+use crate::state::model::Workload;
 
 /// Pods that could not be served are tried again after this.
 pub(crate) const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The node agent's name for a pod: its Kubernetes UID.
-pub(crate) type PodUid = Arc<str>;
+pub type PodUid = Arc<str>;
 
 /// A pod as the agent describes it.
 #[derive(Clone, Debug)]
@@ -26,11 +27,21 @@ pub(crate) struct Described {
     pub(crate) netns: Netns,
 }
 
+/// A pod that cannot be served yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) pod: Described,
+    /// Why, as the agent was told.
+    pub(crate) reason: String,
+    /// The description of the pod that its namespace contradicts, if that is the reason.
+    pub(crate) contradicted: Option<Arc<Workload>>,
+}
+
 /// The pods of this node. `R` is what runs for one of them.
 #[derive(Debug)]
 pub(crate) struct Inventory<R> {
     running: HashMap<PodUid, (NetnsId, R)>,
-    waiting: HashMap<PodUid, Described>,
+    waiting: HashMap<PodUid, Waiting>,
     /// Set when the first of the waiting pods began to wait; of no meaning while none does.
     retry_at: Option<Instant>,
     /// Pods named since the conversation began; `None` once the snapshot has ended.
@@ -60,10 +71,11 @@ impl<R> Default for Inventory<R> {
 }
 
 impl<R> Inventory<R> {
-    /// A new conversation begins. What runs goes on; what waits is forgotten, since the agent names it again.
-    pub(crate) fn begin_snapshot(&mut self) {
-        self.waiting.clear();
+    /// A new conversation begins. What runs goes on; what waits is forgotten, since the agent names it again. Returns
+    /// what waited.
+    pub(crate) fn begin_snapshot(&mut self) -> Vec<PodUid> {
         self.snapshot = Some(HashSet::new());
+        self.waiting.drain().map(|(uid, _)| uid).collect()
     }
 
     /// The agent wants the pod served.
@@ -98,11 +110,16 @@ impl<R> Inventory<R> {
 
     /// The pod cannot be served now. It waits with the others for the next try, or for [`RETRY_INTERVAL`] if it is the
     /// first.
-    pub(crate) fn failed(&mut self, uid: PodUid, pod: Described, now: Instant) {
+    pub(crate) fn failed(&mut self, uid: PodUid, waiting: Waiting, now: Instant) {
         if self.waiting.is_empty() {
             self.retry_at = Some(now + RETRY_INTERVAL);
         }
-        self.waiting.insert(uid, pod);
+        self.waiting.insert(uid, waiting);
+    }
+
+    /// The pod may be served no more, whatever the agent wants. Returns what to stop.
+    pub(crate) fn evict(&mut self, uid: &str) -> Option<R> {
+        self.running.remove(uid).map(|(_, run)| run)
     }
 
     /// The agent does not want the pod served any more. Returns what to stop. Before the end of the snapshot that is
@@ -118,11 +135,13 @@ impl<R> Inventory<R> {
         }
     }
 
-    /// The snapshot is complete. Returns what to stop: everything that was not named in it.
-    pub(crate) fn end_snapshot(&mut self) -> Vec<(PodUid, R)> {
+    /// The snapshot is complete. Returns what is gone, everything that was not named in it: `Some` is to be stopped,
+    /// `None` only waited (since it was evicted after the conversation began).
+    pub(crate) fn end_snapshot(&mut self) -> Vec<(PodUid, Option<R>)> {
         let Some(named) = self.snapshot.take() else { return Vec::new() };
-        let gone = self.running.extract_if(|uid, _| !named.contains(uid));
-        gone.map(|(uid, (_, run))| (uid, run)).collect()
+        let waited = self.waiting.extract_if(|uid, _| !named.contains(uid)).map(|(uid, _)| (uid, None));
+        let ran = self.running.extract_if(|uid, _| !named.contains(uid));
+        waited.chain(ran.map(|(uid, (_, run))| (uid, Some(run)))).collect()
     }
 
     /// Whether the snapshot has ended and every pod in it is served.
@@ -130,9 +149,9 @@ impl<R> Inventory<R> {
         self.snapshot.is_none() && self.waiting.is_empty()
     }
 
-    /// Takes the pods to try again.
-    pub(crate) fn take_waiting(&mut self) -> Vec<(PodUid, Described)> {
-        self.waiting.drain().collect()
+    /// Takes the waiting pods that are to be tried again now.
+    pub(crate) fn take_waiting(&mut self, which: impl Fn(&Waiting) -> bool) -> Vec<(PodUid, Waiting)> {
+        self.waiting.extract_if(|_, waiting| which(waiting)).collect()
     }
 
     /// When to try the waiting pods again; `None` when there are none.
@@ -140,9 +159,14 @@ impl<R> Inventory<R> {
         self.retry_at.filter(|_| !self.waiting.is_empty())
     }
 
+    /// How many pods run, and how many wait.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.running.len(), self.waiting.len())
+    }
+
     /// Everything that runs.
-    pub(crate) fn running(&self) -> impl Iterator<Item = &R> {
-        self.running.values().map(|(_, run)| run)
+    pub(crate) fn running_mut(&mut self) -> impl Iterator<Item = (&PodUid, &mut R)> {
+        self.running.iter_mut().map(|(uid, (_, run))| (uid, run))
     }
 
     /// Takes everything that runs.
@@ -195,7 +219,7 @@ mod tests {
         assert_eq!(inventory.want(&uid("a"), HERE), Wanted::Served);
         inventory.keep(&uid("b"));
         assert!(!inventory.is_settled());
-        assert_eq!(inventory.end_snapshot(), [(uid("c"), "first")]);
+        assert_eq!(inventory.end_snapshot(), [(uid("c"), Some("first"))]);
         assert!(inventory.is_settled());
     }
 
@@ -205,7 +229,7 @@ mod tests {
         inventory.begin_snapshot();
         let source = redirect::NetnsError::NotANetworkNamespace;
         inventory.misunderstood(&ZdsError::WrongDescriptor { uid: "a".to_owned(), source });
-        assert_eq!(inventory.end_snapshot(), [(uid("b"), "first")]);
+        assert_eq!(inventory.end_snapshot(), [(uid("b"), Some("first"))]);
     }
 
     #[test]
@@ -214,11 +238,76 @@ mod tests {
         inventory.begin_snapshot();
         inventory.keep(&uid("a"));
         assert_eq!(inventory.unwant("a"), None);
-        assert_eq!(inventory.end_snapshot(), [(uid("a"), "first")]);
+        assert_eq!(inventory.end_snapshot(), [(uid("a"), Some("first"))]);
     }
 
-    fn pod() -> Described {
-        Described { workload: WorkloadName::default(), netns: Netns::current().unwrap() }
+    fn pod() -> Waiting {
+        let pod = Described { workload: WorkloadName::default(), netns: Netns::current().unwrap() };
+        Waiting { pod, reason: "test".to_owned(), contradicted: None }
+    }
+
+    #[test]
+    fn an_evicted_pod_waits_until_it_is_served_deleted_or_not_named_any_more() {
+        let mut inventory = serving(&["a", "b"]);
+        assert_eq!(inventory.evict("a"), Some("first"));
+        assert_eq!(inventory.evict("a"), None);
+        inventory.failed(uid("a"), pod(), Instant::now());
+        assert_eq!(inventory.counts(), (1, 1));
+        assert_eq!(inventory.begin_snapshot(), [uid("a")]);
+        // Evicted during the snapshot, and not named in it.
+        assert_eq!(inventory.evict("b"), Some("first"));
+        inventory.failed(uid("b"), pod(), Instant::now());
+        assert_eq!(inventory.end_snapshot(), [(uid("b"), None)]);
+        assert!(inventory.is_settled());
+        assert_eq!(inventory.counts(), (0, 0));
+    }
+
+    #[test]
+    fn a_kept_pod_that_nobody_serves_changes_nothing() {
+        let mut inventory = serving(&["a"]);
+        inventory.begin_snapshot();
+        inventory.keep(&uid("a"));
+        inventory.keep(&uid("stranger"));
+        assert!(inventory.end_snapshot().is_empty());
+        assert_eq!(inventory.counts(), (1, 0));
+    }
+
+    #[test]
+    fn a_pod_deleted_during_the_snapshot_and_added_again_stays() {
+        let mut inventory = serving(&["a"]);
+        inventory.begin_snapshot();
+        inventory.keep(&uid("a"));
+        assert_eq!(inventory.unwant("a"), None);
+        assert_eq!(inventory.want(&uid("a"), HERE), Wanted::Served);
+        assert!(inventory.end_snapshot().is_empty());
+    }
+
+    #[test]
+    fn deleting_an_unknown_pod_is_no_trouble_before_and_after_the_snapshot() {
+        let mut inventory = serving(&["a"]);
+        assert_eq!(inventory.unwant("stranger"), None);
+        inventory.begin_snapshot();
+        inventory.keep(&uid("a"));
+        assert_eq!(inventory.unwant("stranger"), None);
+        assert!(inventory.end_snapshot().is_empty());
+    }
+
+    #[test]
+    fn a_deleted_pod_can_be_added_again() {
+        let mut inventory = serving(&["a"]);
+        assert_eq!(inventory.unwant("a"), Some("first"));
+        assert_eq!(inventory.want(&uid("a"), HERE), Wanted::Start);
+    }
+
+    #[test]
+    fn only_the_chosen_of_the_waiting_pods_are_tried() {
+        let mut inventory = serving(&[]);
+        inventory.failed(uid("a"), pod(), Instant::now());
+        let contradicted = Some(Arc::default());
+        inventory.failed(uid("b"), Waiting { contradicted, ..pod() }, Instant::now());
+        let taken = inventory.take_waiting(|waiting| waiting.contradicted.is_some());
+        assert_eq!(taken.into_iter().map(|(uid, _)| uid).collect::<Vec<_>>(), [uid("b")]);
+        assert_eq!(inventory.counts(), (0, 1));
     }
 
     #[test]
@@ -228,7 +317,7 @@ mod tests {
         inventory.failed(uid("a"), pod(), first);
         inventory.failed(uid("b"), pod(), first + Duration::from_secs(4));
         assert_eq!(inventory.retry_at(), Some(first + RETRY_INTERVAL), "one try for all");
-        assert_eq!(inventory.take_waiting().len(), 2);
+        assert_eq!(inventory.take_waiting(|_| true).len(), 2);
         assert_eq!(inventory.retry_at(), None);
         let hour_later = first + Duration::from_secs(3_600);
         inventory.failed(uid("a"), pod(), hour_later);

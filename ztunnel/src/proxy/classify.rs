@@ -42,9 +42,9 @@ pub(crate) enum ClassifyError {
     /// The way leads through another network's gateway, which takes one tunnel inside another.
     #[error("no valid routing destination: gateways of other networks are not supported yet: {0}")]
     OtherNetwork(Arc<str>),
-    /// The mesh gives the pod a trust domain that no identity can have.
+    /// The pod has no identity that it could use.
     #[error("identity error")]
-    Identity(#[from] identity::SpiffeIdError),
+    Identity(#[from] super::pod::NoIdentity),
     /// The destination is known by a name that does not resolve.
     #[error("no ip addresses were resolved for {0}")]
     Unresolved(Arc<str>),

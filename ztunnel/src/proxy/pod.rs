@@ -2,11 +2,13 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hbone::Pool;
 use hbone::headers::{Baggage, WorkloadKind};
 use http::HeaderValue;
@@ -19,6 +21,7 @@ use tokio::time::Instant;
 use super::task_set::{Place, TaskSet};
 use super::tunnel::{DialError, TunnelKey};
 use crate::config::{Config, WorkloadName};
+use crate::pods::ownership::{self, NotOwned};
 use crate::state::model::Workload;
 use crate::worker::{Occupied, Worker};
 
@@ -27,7 +30,7 @@ use crate::worker::{Occupied, Worker};
 pub(crate) struct PodInstance(u64);
 
 impl PodInstance {
-    fn next() -> Self {
+    pub(crate) fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
@@ -44,19 +47,36 @@ pub(crate) struct Pod {
     pub(crate) netns: Option<Netns>,
     /// Options of the connections made on its behalf.
     pub(crate) connect: ConnectOptions,
-    /// Who it is, once that was needed.
-    identity: OnceLock<SpiffeId>,
+    /// The addresses in `netns` when they were looked at last.
+    addresses: ArcSwap<Vec<IpAddr>>,
 }
 
 impl Pod {
     pub(crate) fn new(workload: WorkloadName, netns: Option<Netns>, connect: ConnectOptions) -> Self {
-        Self { instance: PodInstance::next(), workload, netns, connect, identity: OnceLock::new() }
+        Self { instance: PodInstance::next(), workload, netns, connect, addresses: ArcSwap::default() }
     }
 
-    /// Who it is, if that was ever needed.
-    pub(crate) fn identity(&self) -> Option<&SpiffeId> {
-        self.identity.get()
+    /// Whether its namespace can be that of the workload that the mesh describes. Costs a few comparisons; the namespace
+    /// is looked at, with a few system calls, when what is known of it does not fit.
+    pub(crate) fn check(&self, workload: &Workload) -> Result<(), NotOwned> {
+        // A proxy in the pod itself is where it is.
+        let Some(netns) = &self.netns else { return Ok(()) };
+        if ownership::judge(workload, &self.addresses.load()).is_err() {
+            self.addresses.store(Arc::new(ownership::examine(workload, netns)?));
+        }
+        Ok(())
     }
+}
+
+/// Why a pod has no identity that it could use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoIdentity {
+    /// The mesh gives the pod a trust domain that no identity can have.
+    #[error("its name is no SPIFFE name")]
+    Name(#[from] SpiffeIdError),
+    /// The mesh's description of the pod is not of what is in its namespace.
+    #[error("it may belong to another pod")]
+    NotOwned(#[from] NotOwned),
 }
 
 /// How a pod's proxy is ended.
@@ -81,6 +101,8 @@ pub(crate) struct LocalPod {
     /// The tunnels' own work.
     drivers: Rc<TaskSet>,
     draining: watch::Sender<bool>,
+    /// Who the pod was last.
+    identity: RefCell<Option<SpiffeId>>,
     /// The description of the pod that was sent last, and of what.
     baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
 }
@@ -95,6 +117,7 @@ impl LocalPod {
             listeners: Rc::default(),
             drivers: Rc::default(),
             draining: watch::Sender::new(false),
+            identity: RefCell::default(),
             baggage: RefCell::default(),
         })
     }
@@ -103,33 +126,19 @@ impl LocalPod {
         &self.worker.shared().config
     }
 
-    /// The pod's identity: its trust domain is the mesh's word, its namespace and account are the node agent's.
-    pub(crate) fn identity(&self, workload: &Workload) -> Result<SpiffeId, SpiffeIdError> {
-        if let Some(identity) = self.pod.identity()
+    /// The pod's identity: its trust domain is the mesh's word, its namespace and account are the node agent's. None for
+    /// a pod whose network namespace is not that of `workload`.
+    pub(crate) fn identity(&self, workload: &Workload) -> Result<SpiffeId, NoIdentity> {
+        self.pod.check(workload)?;
+        if let Some(identity) = &*self.identity.borrow()
             && identity.trust_domain() == &*workload.trust_domain
         {
             return Ok(identity.clone());
         }
         let name = &self.pod.workload;
         let identity = SpiffeId::new(&workload.trust_domain, &name.namespace, &name.service_account)?;
-        // The first stays: a pod whose trust domain changes is rare enough to be asked for anew each time.
-        let _ = self.pod.identity.set(identity.clone());
+        self.identity.replace(Some(identity.clone()));
         Ok(identity)
-    }
-
-    /// Asks for the pod's certificate, so that its first connection need not wait for one. Does nothing if the mesh does
-    /// not know the pod yet.
-    pub(crate) fn prefetch_certificate(&self) {
-        // A dedicated proxy asks when it needs to.
-        if self.pod.netns.is_none() {
-            return;
-        }
-        let (shared, name) = (self.worker.shared(), &self.pod.workload);
-        let mesh = shared.mesh.load();
-        let workload = mesh.local_workload(&name.name, &name.namespace, &name.service_account);
-        if let Some(identity) = workload.and_then(|workload| self.identity(workload).ok()) {
-            shared.certificates.prefetch(&identity);
-        }
     }
 
     /// The description of the pod that goes with requests and answers. Encoded once for each change of `workload`.

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use identity::SpiffeId;
 use redirect::Netns;
-use redirect::socket::{ConnectOptions, DEFAULT_BACKLOG, ListenError, ListenOptions, Listening};
+use redirect::socket::{ConnectOptions, DEFAULT_BACKLOG, ListenError, ListenOptions, Listening, PortSharing};
 use tokio::sync::oneshot;
 
 use super::accept::Listener;
@@ -37,6 +36,12 @@ impl BoundPod {
         netns: Option<Netns>,
         sockets: &SocketConfig,
     ) -> Result<Self, ListenError> {
+        if let (Some(netns), PortSharing::ReusePort) = (&netns, sockets.sharing)
+            && let Err(error) = netns.migrate_waiting_connections()
+        {
+            // Then a few of the connections that arrive just as this proxy hands over to the next one are reset.
+            tracing::debug!(%error, "connections in the queue of a closing listener will not be taken over");
+        }
         let options = Arc::new(ListenOptions {
             // In a pod of its own namespace, a listener's mark would only confuse the rules of others.
             mark: sockets.mark.filter(|_| netns.is_some()),
@@ -78,7 +83,6 @@ impl BoundPod {
         let instance = pod.instance;
         let accepting = workers[home].run(move |worker| {
             let Some(pod) = worker.pod(instance) else { return };
-            pod.prefetch_certificate();
             for (binding, listening) in listeners {
                 pod.spawn_listener(|place| listen(pod.clone(), binding, listening, place));
             }
@@ -89,9 +93,9 @@ impl BoundPod {
 }
 
 impl RunningPod {
-    /// The identity that the pod's certificate was asked for under, if it ever was.
-    pub(crate) fn identity(&self) -> Option<&SpiffeId> {
-        self.pod.identity()
+    /// Whose proxy it is.
+    pub(crate) fn pod(&self) -> &Pod {
+        &self.pod
     }
 
     /// Closes the listeners, then ends the connections. Returns when nothing of the pod is left.

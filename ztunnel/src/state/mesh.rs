@@ -73,6 +73,11 @@ impl Mesh {
         self.workloads.local(namespace, service_account).len() > 0
     }
 
+    /// All workloads of this node, in no particular order; costs as much as they are. Without a node that is everybody.
+    pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.all_local()
+    }
+
     /// True when `workload` runs on this node.
     pub fn is_local(&self, workload: &Workload) -> bool {
         self.workloads.is_local(workload)

@@ -131,6 +131,11 @@ impl Workloads {
         list.iter().map(|candidate| &candidate.0)
     }
 
+    /// All workloads of this node.
+    pub(crate) fn all_local(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.local.iter().flat_map(|(_, list)| list.as_slice().iter().map(|candidate| &candidate.0))
+    }
+
     /// The workloads that name the service `host`.
     pub(crate) fn endpoints_of(&self, host: &NamespacedHostname) -> impl Iterator<Item = EndpointRef<'_>> {
         self.endpoints.get(host).map_or(&[][..], CowList::as_slice).iter().map(Endpoint::view)

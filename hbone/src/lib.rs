@@ -29,7 +29,7 @@ mod window;
 
 pub use authority::{Authority, AuthorityError, HostName};
 pub use client::{
-    ConnectError, ConnectRequest, ConnectResponse, Connected, Driver, HandshakeError, Lease, Tunnel,
+    ConnectError, ConnectRequest, ConnectResponse, Connected, CutMark, Driver, HandshakeError, Lease, Tunnel,
     TunnelError,
 };
 pub use error_code::ErrorCode;

@@ -5,7 +5,7 @@ use std::io;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use tokio::time::{Instant, timeout_at};
 
-use super::Lease;
+use super::{CutMark, Lease};
 use crate::authority::Authority;
 use crate::error_code::ErrorCode;
 use crate::headers::{self, Baggage};
@@ -33,6 +33,8 @@ pub struct Connected {
     pub stream: HboneStream,
     /// What came with the `200`.
     pub response: ConnectResponse,
+    /// Whether this side has cut the stream's tunnel since.
+    pub cut: CutMark,
 }
 
 /// The head of a `200` answer.
@@ -173,6 +175,7 @@ impl Lease {
             return Err(ConnectError::Refused(head.status));
         }
         Ok(Connected {
+            cut: self.0.cut.clone(),
             stream: HboneStream::new(send, recv, Place::Dialled { _lease: self }),
             response: ConnectResponse { headers: head.headers },
         })

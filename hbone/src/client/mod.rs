@@ -31,6 +31,23 @@ pub struct Tunnel(Rc<Shared>);
 /// the stream that [`Lease::connect`] opened with it are.
 pub struct Lease(Rc<Shared>);
 
+/// Whether this side has cut a tunnel, as opposed to the peer or the network. Set by whoever is about to drop the tunnel's
+/// [`Driver`], read by those who want to know why their stream ended. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct CutMark(Rc<Cell<bool>>);
+
+impl CutMark {
+    /// This side cuts the tunnel.
+    pub fn set(&self) {
+        self.0.set(true);
+    }
+
+    /// Whether this side has cut it.
+    pub fn is_set(&self) -> bool {
+        self.0.get()
+    }
+}
+
 /// What a tunnel's handles, streams and driver have in common.
 struct Shared {
     sender: RefCell<SendRequest<Piece>>,
@@ -42,6 +59,7 @@ struct Shared {
     /// When the last lease ended, or when the tunnel was made.
     idle_since: Cell<Instant>,
     availability: Cell<Availability>,
+    cut: CutMark,
     /// Called when a lease ends, the peer's limit becomes known, or the tunnel is no longer available.
     observer: OnceCell<Box<dyn Fn()>>,
 }
@@ -86,6 +104,11 @@ impl Tunnel {
         self.0.availability.get() == Availability::Open
     }
 
+    /// Where it is noted that this side cuts the tunnel.
+    pub fn cut_mark(&self) -> CutMark {
+        self.0.cut.clone()
+    }
+
     /// Slots taken.
     pub fn leases(&self) -> usize {
         self.0.leases.get()
@@ -123,6 +146,7 @@ impl Shared {
             leases: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             availability: Cell::new(Availability::Open),
+            cut: CutMark::default(),
             observer: OnceCell::new(),
         }
     }

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
-use hbone::{Ending, ErrorCode, HboneStream, RecvHalf, SendHalf, StreamError};
+use hbone::{CutMark, Ending, ErrorCode, HboneStream, RecvHalf, SendHalf, StreamError};
 use redirect::socket::unsent_bytes;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
@@ -50,8 +50,8 @@ const UNSENT_POLL: Duration = Duration::from_millis(2);
 pub(crate) enum Upstream {
     /// A TCP connection to the destination itself.
     Tcp(TcpStream),
-    /// A stream in a tunnel.
-    Hbone(HboneStream),
+    /// A stream in a tunnel, and whether we have cut that tunnel since.
+    Hbone(HboneStream, CutMark),
 }
 
 /// Bytes of application data carried so far.

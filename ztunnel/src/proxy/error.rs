@@ -37,6 +37,9 @@ pub(crate) enum ConnectionError {
     /// Copying failed.
     #[error(transparent)]
     Copy(#[from] CopyError),
+    /// The peer's certificate was revoked while the connection was open.
+    #[error("connection closed: peer certificate revoked by CRL")]
+    Revoked,
     /// The process or the pod ended first.
     #[error("connection closed due to connection drain")]
     Drained,
@@ -59,6 +62,8 @@ pub(crate) enum ResponseFlag {
     NetworkPolicy,
     /// `IDENTITY_ERROR`
     Identity,
+    /// `CERT_REVOKED`
+    Revoked,
 }
 
 impl ConnectionError {
@@ -74,6 +79,7 @@ impl ConnectionError {
             | Self::Copy(_) => ResponseFlag::Connect,
             Self::Tunnel(error) => error.flag(),
             Self::Stream(_) | Self::Answer(_) => ResponseFlag::Http2,
+            Self::Revoked => ResponseFlag::Revoked,
             Self::Drained => ResponseFlag::None,
         }
     }

@@ -55,7 +55,9 @@ pub(crate) async fn serve(
     let Some((record, connected)) = Box::pin(begin(&pod, &tunnel, *request)).await else { return };
     let result = match connected {
         Ok((client, application)) => {
-            copy::hbone_to_tcp(client, application, record.transfer()).await.map_err(Into::into)
+            let result = copy::hbone_to_tcp(client, application, record.transfer()).await;
+            // That the peer was revoked goes before whatever the tunnel's end looked like from inside.
+            if tunnel.revoked.get() { Err(ConnectionError::Revoked) } else { result.map_err(Into::into) }
         }
         Err(error) => Err(error),
     };

@@ -1,11 +1,13 @@
 //! Tunnels that other proxies open to the pod: TLS, HTTP/2, and the requests as they come.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use hbone::{HandshakeError, Server};
-use identity::{PeerIdentityError, SpiffeId, peer_identity};
-use tokio::time::{Instant, timeout_at};
+use identity::{PeerIdentityError, PeerWatch, Side, SpiffeId, peer_identity};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -27,12 +29,17 @@ pub(crate) struct InboundTunnel {
     pub(super) peer_identity: SpiffeId,
     pub(super) local_identity: SpiffeId,
     pub(super) keep_source: KeepSource,
+    /// The tunnel has been ended because its peer was revoked.
+    pub(super) revoked: Cell<bool>,
 }
+
+/// How long the end of a revoked peer's tunnel may take to be sent.
+const GOODBYE: Duration = Duration::from_millis(100);
 
 /// Serves one tunnel: each connection in it gets a task of its own.
 pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Place) {
     let (peer, local) = (accepted.peer, accepted.destination);
-    let (tunnel, mut server) = match Box::pin(open(&pod, accepted)).await {
+    let (tunnel, mut server, mut watch) = match Box::pin(open(&pod, accepted)).await {
         Ok(opened) => opened,
         Err(error) => return deny_early(peer, local, Direction::Inbound, &error),
     };
@@ -42,6 +49,15 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
     loop {
         let incoming = tokio::select! {
             incoming = server.accept() => incoming,
+            () = watch.revoked(), if !tunnel.revoked.get() => {
+                tracing::warn!(%peer, identity = %tunnel.peer_identity, "ending a tunnel: the peer's certificate was revoked");
+                tunnel.revoked.set(true);
+                server.abort();
+                // The goodbye is sent if the peer takes it; the tunnel ends in any case.
+                let goodbye = async { while server.accept().await.is_some() {} };
+                drop(timeout(GOODBYE, goodbye).await);
+                return;
+            }
             () = &mut draining, if !drained => {
                 drained = true;
                 server.drain();
@@ -65,7 +81,7 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
 async fn open(
     pod: &LocalPod,
     accepted: Box<Accepted>,
-) -> Result<(InboundTunnel, Server<TlsStream<ReadAhead>>), TunnelRefused> {
+) -> Result<(InboundTunnel, Server<TlsStream<ReadAhead>>, PeerWatch), TunnelRefused> {
     let workload = classify::local_workload(pod).await?;
     let identity = pod.identity(&workload).map_err(ClassifyError::from)?;
     let certificate = certificate(pod, &identity).await.map_err(TunnelRefused::Identity)?;
@@ -80,6 +96,7 @@ async fn open(
         .map_err(TunnelRefused::Tls)?;
     let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
     let peer_identity = peer_identity(chain).map_err(TunnelRefused::Peer)?;
+    let watch = certificate.watch_peer(Side::Destination, chain);
     let server =
         Server::handshake(tls, &pod.config().server, deadline).await.map_err(TunnelRefused::Http2)?;
     let tunnel = InboundTunnel {
@@ -88,8 +105,9 @@ async fn open(
         peer_identity,
         local_identity: identity,
         keep_source: accepted.keep_source,
+        revoked: Cell::new(false),
     };
-    Ok((tunnel, server))
+    Ok((tunnel, server, watch))
 }
 
 /// Why a tunnel was not accepted.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hbone::{Authority, ConnectRequest, HostName, headers};
+use hbone::{Authority, ConnectRequest, Connected, HostName, headers};
 use redirect::socket::connect;
 
 use super::accept::Accepted;
@@ -34,8 +34,10 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
         Ok(Upstream::Tcp(upstream)) => {
             copy::tcp_to_tcp(client, upstream, record.transfer()).await.map_err(Into::into)
         }
-        Ok(Upstream::Hbone(upstream)) => {
-            copy::tcp_to_hbone(client, upstream, record.transfer()).await.map_err(Into::into)
+        Ok(Upstream::Hbone(upstream, cut)) => {
+            let result = copy::tcp_to_hbone(client, upstream, record.transfer()).await;
+            // Tunnels are cut for one reason only, and it goes before whatever that looked like from inside.
+            if cut.is_set() { Err(ConnectionError::Revoked) } else { result.map_err(Into::into) }
         }
         Err(error) => Err(error),
     };
@@ -128,7 +130,8 @@ impl Plan {
                     traceparent: Some(headers::TraceParent::generate().encode()),
                     ..ConnectRequest::new(authority)
                 };
-                tunnel::open_stream(pod, *key, &request).await.map(Upstream::Hbone)
+                let Connected { stream, cut, .. } = tunnel::open_stream(pod, *key, &request).await?;
+                Ok(Upstream::Hbone(stream, cut))
             }
         }
     }

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{ConnectRequest, HandshakeError, HboneStream, PoolError, Tunnel};
-use identity::{CertificateError, ExpectedPeers, SpiffeId, WorkloadCertificate, unnamed_server};
+use hbone::{ConnectRequest, Connected, HandshakeError, PoolError, Tunnel};
+use identity::{CertificateError, ExpectedPeers, Side, SpiffeId, WorkloadCertificate, unnamed_server};
 use redirect::socket::{ConnectError, ConnectFailure, connect};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -18,6 +18,7 @@ use super::authorize::Permit;
 use super::error::{ConnectionError, ResponseFlag, os_error};
 use super::pod::LocalPod;
 use super::read_ahead::ReadAhead;
+use crate::telemetry::with_causes;
 
 /// How long TLS and HTTP/2 may take to come up, once TCP has.
 pub(crate) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -94,14 +95,14 @@ pub(crate) async fn open_stream(
     pod: &Rc<LocalPod>,
     key: TunnelKey,
     request: &ConnectRequest,
-) -> Result<HboneStream, ConnectionError> {
+) -> Result<Connected, ConnectionError> {
     let deadline = Instant::now() + pod.pod.connect.timeout + HANDSHAKE_DEADLINE + ANSWER_DEADLINE;
     let dial = {
         let (pod, key) = (pod.clone(), key.clone());
         async move || dial(&pod, &key).await
     };
     match pod.pool.connect(&key, request, deadline, dial).await {
-        Ok(connected) => Ok(connected.stream),
+        Ok(connected) => Ok(connected),
         Err(PoolError::Dial(error)) => Err(error.into()),
         Err(PoolError::Connect(hbone::ConnectError::Refused(status))) => {
             Err(ConnectionError::Refused(status))
@@ -142,17 +143,27 @@ async fn dial(pod: &LocalPod, key: &TunnelKey) -> Result<Tunnel, DialError> {
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake timed out")))
         .map_err(|error| DialError::Tls(Rc::new(error)))?;
+    let mut watch = {
+        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        certificate.watch_peer(Side::Source, chain)
+    };
     let (tunnel, driver) = Tunnel::handshake(tls, &pod.config().client, deadline)
         .await
         .map_err(|error| DialError::Http2(Rc::new(error)))?;
-    let peer = key.peer;
+    let (peer, cut) = (key.peer, tunnel.cut_mark());
     pod.spawn_driver(|place| async move {
         let _place = place;
-        match driver.await {
-            Ok(()) => tracing::debug!(%peer, "tunnel closed"),
-            Err(error) => {
-                tracing::debug!(%peer, error = crate::telemetry::with_causes(&error), "tunnel failed")
+        let ended = tokio::select! {
+            ended = driver => ended,
+            () = watch.revoked() => {
+                tracing::warn!(%peer, "cutting a tunnel: the peer's certificate was revoked");
+                // What is dropped with this task is the transport.
+                return cut.set();
             }
+        };
+        match ended {
+            Ok(()) => tracing::debug!(%peer, "tunnel closed"),
+            Err(error) => tracing::debug!(%peer, error = with_causes(&error), "tunnel failed"),
         }
     });
     Ok(tunnel)

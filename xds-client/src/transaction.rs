@@ -1,0 +1,325 @@
+//! A response being applied.
+
+use std::sync::Arc;
+
+use tracing::{debug, error, warn};
+
+use crate::demand::Demanded;
+use crate::requests;
+use crate::response::{MalformedResource, Position, Resource, Response};
+use crate::retained::Mark;
+use crate::session::{First, Mode, Session};
+use crate::{Event, Handler, Rejected, ResourceType};
+
+/// A response on its way to the handler, in steps; between two of them the caller may do something else. Updates come
+/// first, then removals, then (after a response that is complete) what is gone without being named.
+#[derive(Debug)]
+pub struct Transaction<'s> {
+    response: Response,
+    stage: Stage,
+    work: Work<'s>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Updates(Position),
+    Removals(Position),
+    /// What was retained and is not in a complete response. Taken from the end.
+    Sweep(Vec<Arc<str>>),
+    Complete,
+}
+
+/// Whether there is more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Step again.
+    More,
+    /// All of it has been handed over; what is left is the commit.
+    Complete,
+}
+
+/// What follows from a response.
+#[derive(Debug)]
+pub struct Reply {
+    /// The ACK or NACK to send.
+    pub request: Vec<u8>,
+    /// The names that had been asked for and are answered now (on-demand mode).
+    pub answers: Vec<(Arc<str>, Demanded)>,
+}
+
+impl<'s> Transaction<'s> {
+    pub(crate) fn begin(session: &'s mut Session, response: Response, handler: &mut impl Handler) -> Self {
+        let type_url = &response.header().type_url;
+        let kind = ResourceType::from_url(type_url);
+        match kind {
+            Some(kind) => handler.begin(kind),
+            None => error!(type_url, "the control plane sent a type that was not asked for; ignored"),
+        }
+        let work = Work::new(session, kind);
+        Self { response, stage: Stage::Updates(Position::default()), work }
+    }
+
+    /// Hands the next resources to the handler: at most `limit`, counting unchanged and removed ones too.
+    pub fn step(&mut self, handler: &mut impl Handler, limit: usize) -> Progress {
+        for _ in 0..limit {
+            if matches!(self.stage, Stage::Complete) {
+                return Progress::Complete;
+            }
+            self.advance(handler);
+        }
+        Progress::More
+    }
+
+    /// One resource, or the end of a stage.
+    fn advance(&mut self, handler: &mut impl Handler) {
+        let work = &mut self.work;
+        match &mut self.stage {
+            Stage::Updates(at) => match self.response.next_resource(at) {
+                Some(resource) => work.resource(&self.response, resource, handler),
+                None => self.stage = Stage::Removals(Position::default()),
+            },
+            Stage::Removals(at) => match self.response.next_removal(at) {
+                Some(name) => work.removal(name, handler),
+                None => self.stage = Stage::Sweep(work.unnamed()),
+            },
+            Stage::Sweep(names) => match names.pop() {
+                Some(name) => work.removal(&name, handler),
+                None => self.stage = Stage::Complete,
+            },
+            Stage::Complete => {}
+        }
+    }
+
+    /// Makes the response visible and tells the handler what happened. Hands over first what has not been.
+    pub fn commit(mut self, handler: &mut impl Handler) -> Reply {
+        while self.step(handler, usize::MAX) == Progress::More {}
+        let header = self.response.header();
+        let work = self.work;
+        if let Some(kind) = work.kind {
+            work.session.collection(kind).retained.trim();
+            handler.commit(kind);
+        }
+        handler.observe(&Event::Received { type_url: &header.type_url, payload_bytes: work.payload_bytes });
+        if let Some(kind) = work.kind {
+            handler.observe(&Event::Answered { kind, rejected: work.rejections.count });
+            if work.session.processed(kind) {
+                handler.observe(&Event::Synchronized);
+            }
+        }
+        debug!(
+            type_url = header.type_url,
+            updated = work.updated,
+            unchanged = work.unchanged,
+            removed = work.removed,
+            rejected = work.rejections.count,
+            "applied a response of the control plane",
+        );
+        let request = match work.rejections.into_message() {
+            None => requests::acknowledgement(&header.type_url, &header.nonce),
+            Some(message) => {
+                warn!(
+                    type_url = header.type_url,
+                    message, "rejected resources; their previous versions stay"
+                );
+                requests::rejection(&header.type_url, &header.nonce, message)
+            }
+        };
+        Reply { request, answers: work.answers }
+    }
+}
+
+/// What a transaction works on, and has found so far.
+#[derive(Debug)]
+struct Work<'s> {
+    session: &'s mut Session,
+    /// `None` for a type that was not subscribed to.
+    kind: Option<ResourceType>,
+    mark: Mark,
+    /// A resource could not be read so far as to its name.
+    nameless: bool,
+    updated: usize,
+    unchanged: usize,
+    removed: usize,
+    payload_bytes: u64,
+    rejections: Rejections,
+    answers: Vec<(Arc<str>, Demanded)>,
+}
+
+impl<'s> Work<'s> {
+    fn new(session: &'s mut Session, kind: Option<ResourceType>) -> Self {
+        // Only the first response of a stream can be complete.
+        let first = kind.map(|kind| std::mem::take(&mut session.collection(kind).first_response));
+        Self {
+            session,
+            kind,
+            mark: if first == Some(First::Complete) { Mark::Set } else { Mark::Leave },
+            nameless: false,
+            updated: 0,
+            unchanged: 0,
+            removed: 0,
+            payload_bytes: 0,
+            rejections: Rejections::default(),
+            answers: Vec::new(),
+        }
+    }
+
+    fn resource(
+        &mut self,
+        response: &Response,
+        resource: Result<Resource<'_>, MalformedResource<'_>>,
+        handler: &mut impl Handler,
+    ) {
+        let size = resource.ok().and_then(|resource| resource.payload).map_or(0, <[u8]>::len);
+        self.payload_bytes += size as u64;
+        let Some(kind) = self.kind else { return };
+        match resource {
+            Ok(resource) => {
+                if let Err(reason) = self.update(kind, response, &resource, handler) {
+                    self.reject(kind, resource.name, &reason);
+                }
+                self.answer_resource(kind, &resource);
+            }
+            Err(fault) => {
+                self.nameless |= fault.name.is_none();
+                let reason = Rejected(format!("{fault}: {}", fault.cause));
+                self.reject(kind, fault.name.unwrap_or("(no name)"), &reason);
+            }
+        }
+    }
+
+    fn update(
+        &mut self,
+        kind: ResourceType,
+        response: &Response,
+        resource: &Resource<'_>,
+        handler: &mut impl Handler,
+    ) -> Result<(), Rejected> {
+        let payload = resource.payload.ok_or_else(|| Rejected("XDS payload without resource".into()))?;
+        let retained = &mut self.session.collection(kind).retained;
+        let digest = retained.digest(payload);
+        if retained.confirm(resource.name, resource.version, digest, self.mark) {
+            self.unchanged += 1;
+            return Ok(());
+        }
+        let name = retained.name(resource.name);
+        handler.update(kind, &name, response.share(payload))?;
+        retained.accept(name, resource.version, digest, self.mark);
+        self.updated += 1;
+        Ok(())
+    }
+
+    fn reject(&mut self, kind: ResourceType, name: &str, reason: &Rejected) {
+        // It is there, though it cannot be used: what was accepted before stays.
+        if self.mark == Mark::Set {
+            self.session.collection(kind).retained.mark(name);
+        }
+        self.rejections.add(name, reason);
+    }
+
+    fn removal(&mut self, name: &str, handler: &mut impl Handler) {
+        let Some(kind) = self.kind else { return };
+        self.removed += 1;
+        self.session.collection(kind).retained.remove(name);
+        handler.remove(kind, name);
+        self.answer(kind, name, Demanded::Absent);
+    }
+
+    /// What is retained and was not in a complete response.
+    fn unnamed(&mut self) -> Vec<Arc<str>> {
+        let Some(kind) = self.kind else { return Vec::new() };
+        if self.mark == Mark::Leave {
+            return Vec::new();
+        }
+        let unnamed = self.session.collection(kind).retained.unmark();
+        if self.nameless && !unnamed.is_empty() {
+            // One of them may be the one without a name. Stale is better than missing.
+            warn!(type_url = kind.url(), "cannot tell what is gone, because a resource has no readable name");
+            return Vec::new();
+        }
+        unnamed
+    }
+
+    /// Whoever waits for the resource, under any of its names, can look it up after the commit.
+    fn answer_resource(&mut self, kind: ResourceType, resource: &Resource<'_>) {
+        if self.session.mode() == Mode::Wildcard {
+            return;
+        }
+        let held = self.session.collection(kind).retained.contains(resource.name);
+        let answer = if held { Demanded::Found } else { Demanded::Absent };
+        for name in std::iter::once(resource.name).chain(resource.aliases()) {
+            self.answer(kind, name, answer);
+        }
+    }
+
+    fn answer(&mut self, kind: ResourceType, name: &str, answer: Demanded) {
+        if kind == ResourceType::Address
+            && let Some(name) = self.session.demanded.answer(name, answer == Demanded::Absent)
+        {
+            self.answers.push((name, answer));
+        }
+    }
+}
+
+/// What is wrong with a response, in words for the control plane's operators.
+#[derive(Debug, Default)]
+struct Rejections {
+    count: usize,
+    /// How many of them are in the text.
+    told: usize,
+    text: String,
+}
+
+impl Rejections {
+    /// The text ends here, so that a request stays small whatever is wrong. Our own choice: a screenful or two.
+    const MAX_TEXT: usize = 4096;
+    /// No single entry takes all of it.
+    const MAX_ENTRY: usize = 512;
+
+    fn add(&mut self, name: &str, reason: &Rejected) {
+        self.count += 1;
+        if self.text.len() >= Self::MAX_TEXT {
+            return;
+        }
+        self.told += 1;
+        if !self.text.is_empty() {
+            self.text.push_str("; ");
+        }
+        self.text.push_str(shortened(name, Self::MAX_ENTRY));
+        self.text.push_str(": ");
+        self.text.push_str(shortened(&reason.0, Self::MAX_ENTRY));
+    }
+
+    fn into_message(self) -> Option<String> {
+        match self.count - self.told {
+            _ if self.count == 0 => None,
+            0 => Some(self.text),
+            untold => Some(format!("{}; and {untold} more", self.text)),
+        }
+    }
+}
+
+fn shortened(text: &str, limit: usize) -> &str {
+    let end = text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= limit).last();
+    &text[..end.unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_of_a_nack_names_each_resource_and_is_bounded() {
+        let mut few = Rejections::default();
+        few.add("a", &Rejected("bad".into()));
+        few.add("b", &Rejected("worse".into()));
+        assert_eq!(few.into_message().as_deref(), Some("a: bad; b: worse"));
+        let mut many = Rejections::default();
+        for _ in 0..10_000 {
+            many.add("ä".repeat(1000).as_str(), &Rejected("é".repeat(1000)));
+        }
+        let message = many.into_message().unwrap();
+        assert!(message.len() < 6000, "{}", message.len());
+        assert!(message.ends_with("; and 9996 more"), "{}", &message[message.len() - 40..]);
+        assert_eq!(Rejections::default().into_message(), None);
+    }
+}

@@ -11,6 +11,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control_plane;
+pub mod http_server;
 pub mod pods;
 pub mod policy;
 pub mod proxy;

@@ -2,32 +2,21 @@
 //!
 //! Named tasks are pending until they are done; the answer is 200 when none is, and 500 with their names otherwise.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::convert::Infallible;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet};
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+
+use crate::http_server::{Answer, Body, HttpServer, not_found, with_status};
 
 /// Port of the readiness server.
 pub const PORT: u16 = 15021;
 
-/// Whoever does not finish the head of a request in this time is cut off. A kubelet waits one second by default.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(2);
-
-/// Pause when the kernel has no descriptor for another connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Connections served at once. Probes are few; more is a mistake or an attack, and then the oldest one goes: it has had
-/// its time, and turning away the newest would let silent connections make the process look unready.
+/// Connections served at once. Probes are few; more is a mistake or an attack.
 const MAX_CONNECTIONS: usize = 64;
 
 /// The set of things that must happen before the process is ready. Clones share it.
@@ -89,76 +78,41 @@ impl Task {
 
 /// The server that kubelet asks.
 #[derive(Debug)]
-pub struct Probes {
-    listener: TcpListener,
-}
+pub struct Probes(HttpServer);
 
 impl Probes {
     /// Takes the port. Needs a tokio runtime.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(Self { listener: TcpListener::from_std(listener)? })
+        HttpServer::bind("readiness", MAX_CONNECTIONS, [address]).map(Self)
     }
 
     /// Answers until dropped, which cuts the open connections. Needs a `LocalRuntime` or `LocalSet`.
     pub async fn serve(self, readiness: Readiness) {
-        let mut probes = JoinSet::new();
-        let mut by_age: VecDeque<AbortHandle> = VecDeque::with_capacity(MAX_CONNECTIONS);
-        loop {
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a readiness probe");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            while probes.try_join_next().is_some() {}
-            by_age.retain(|probe| !probe.is_finished());
-            if by_age.len() == MAX_CONNECTIONS
-                && let Some(oldest) = by_age.pop_front()
-            {
-                oldest.abort();
-            }
-            by_age.push_back(probes.spawn_local(probe(stream, readiness.clone())));
-        }
+        self.0.serve(async move |request: &Request<Incoming>| answer(&readiness, request)).await;
     }
 }
 
-async fn probe(stream: TcpStream, readiness: Readiness) {
-    let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&readiness, &request))));
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_DEADLINE)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "a readiness probe ended early");
-    }
-}
-
-fn answer(readiness: &Readiness, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (status, body) = match (request.uri().path(), request.method()) {
+fn answer(readiness: &Readiness, request: &Request<Incoming>) -> Answer {
+    match (request.uri().path(), request.method()) {
         ("/healthz/ready", &Method::GET) => match readiness.pending().as_slice() {
-            [] => (StatusCode::OK, "ready\n".to_owned()),
+            [] => with_status(StatusCode::OK, "ready\n".into()),
             pending => {
-                (StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, pending: {}\n", pending.join(", ")))
+                let text = format!("not ready, pending: {}\n", pending.join(", "));
+                with_status(StatusCode::INTERNAL_SERVER_ERROR, text.into())
             }
         },
-        ("/healthz/ready", _) => (StatusCode::METHOD_NOT_ALLOWED, String::new()),
-        _ => (StatusCode::NOT_FOUND, String::new()),
-    };
-    let mut response = Response::new(Full::from(body));
-    *response.status_mut() = status;
-    response
+        ("/healthz/ready", _) => with_status(StatusCode::METHOD_NOT_ALLOWED, Body::empty()),
+        _ => not_found(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::time::Duration;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
     use tokio::task::LocalSet;
     use tokio::time::timeout;
 
@@ -170,7 +124,7 @@ mod tests {
     async fn with_probes<F: Future>(client: impl FnOnce(SocketAddr) -> F) -> F::Output {
         let serve_and_ask = async {
             let probes = Probes::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-            let address = probes.listener.local_addr().unwrap();
+            let address = probes.0.local_addresses().unwrap()[0];
             tokio::task::spawn_local(probes.serve(Readiness::default()));
             timeout(LONG, client(address)).await.unwrap()
         };

@@ -5,13 +5,14 @@
 //! authorization where it arrives.
 //!
 //! [`app`] wires the parts; [`proxy`] holds the stages of a connection; [`state`] what the mesh looks like; [`pods`]
-//! which pods are ours; [`config`] what the operator asked for.
+//! which pods are ours; [`config`] what the operator asked for; [`metrics`] what monitoring sees.
 
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control_plane;
 pub mod http_server;
+pub mod metrics;
 pub mod pods;
 pub mod policy;
 pub mod proxy;

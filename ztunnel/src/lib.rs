@@ -5,8 +5,9 @@
 //! authorization where it arrives.
 //!
 //! [`app`] wires the parts; [`proxy`] holds the stages of a connection; [`state`] what the mesh looks like; [`pods`]
-//! which pods are ours; [`config`] what the operator asked for; [`metrics`] what monitoring sees.
+//! which pods are ours; [`config`] what the operator asked for; [`metrics`] and [`admin`] what operators see.
 
+pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;

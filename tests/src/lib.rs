@@ -2,8 +2,9 @@
 //!
 //! A [`Lab`] is a set of network namespaces wired together: one bridge ("the wire"), nodes on it, and pods behind
 //! the nodes, with IPv4 and IPv6. Everything real runs in them: the `ztunnel` binary ([`Ztunnel`]), a scripted node
-//! agent that enrols pods the way the CNI agent does ([`ScriptedAgent`]), and whatever programs or async code a test
-//! starts inside a pod. [`Mesh`] puts the usual combination together.
+//! agent that enrols pods the way the CNI agent does ([`ScriptedAgent`]), a scripted control plane ([`ScriptedIstiod`]),
+//! and whatever programs or async code a test starts inside a pod. [`Mesh`] puts the usual combination of proxies with a
+//! static description together, [`Driven`] the one with a control plane.
 //!
 //! ```no_run
 //! use lab::{BackendChoice, Lab, Mesh, MeshFile, traffic};
@@ -33,7 +34,10 @@
 mod access_log;
 mod agent;
 mod capture;
+mod control_plane;
+mod driven;
 mod hbone_peer;
+pub mod istiod;
 mod lines;
 mod mesh;
 mod mesh_file;
@@ -49,7 +53,10 @@ use std::time::{Duration, Instant};
 pub use access_log::AccessLine;
 pub use agent::{Ack, ScriptedAgent, apply_rules};
 pub use capture::{Capture, Recording};
+pub use control_plane::{ControlPlane, Dial};
+pub use driven::{Driven, DrivenNode, DrivenOptions};
 pub use hbone_peer::{HbonePeer, HboneReply};
+pub use istiod::ScriptedIstiod;
 pub use lines::Lines;
 pub use mesh::Mesh;
 pub use mesh_file::{MeshFile, Protocol, Service, Workload};

@@ -3,13 +3,15 @@
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::Signal;
 
-use crate::{AccessLine, Lines, MeshFile, Namespace, Node, PATIENCE, Pod, Process, Result, traffic};
+use crate::{
+    AccessLine, ControlPlane, Lines, MeshFile, Namespace, Node, PATIENCE, Pod, Process, Result, traffic,
+};
 
 /// How a proxy is started. [`Default`] is what most tests want.
 #[derive(Clone, Debug)]
@@ -88,6 +90,43 @@ impl Ztunnel {
         Self::start(pod.node(), pod, file, environment, options)
     }
 
+    /// Starts a proxy for all pods of the node that knows of the mesh only what the control plane tells it, without
+    /// waiting for it.
+    pub fn driven(node: &Node, control: &ControlPlane, options: &ZtunnelOptions) -> Result<Self> {
+        Self::driven_in(node, node, control, options)
+    }
+
+    /// As [`driven`](Self::driven), in another namespace than the node's. That is where its own connections to the
+    /// control plane start, and where its readiness and administration ports are.
+    pub fn driven_in(
+        home: &Namespace,
+        node: &Node,
+        control: &ControlPlane,
+        options: &ZtunnelOptions,
+    ) -> Result<Self> {
+        let mut environment = control.environment();
+        environment.push(("PROXY_MODE".to_owned(), "shared".into()));
+        environment.push(("INPOD_UDS".to_owned(), node.agent_socket().into_os_string()));
+        // Hosts of its own: what follows happens in a copy of the mounts. Each program makes way for the next, so that
+        // the process remains the one that was started.
+        let mut command = home.command("unshare");
+        command.args([
+            "--mount",
+            "--",
+            "sh",
+            "-euc",
+            "mount --bind \"$1\" /etc/hosts; shift; exec \"$@\"",
+            "sh",
+        ]);
+        command
+            .arg(control.hosts())
+            .arg("setpriv")
+            .args(&options.privileges)
+            .arg("--")
+            .arg(Self::chosen(options)?);
+        Self::launch(home, node, command, environment, options)
+    }
+
     fn start(
         node: &Node,
         namespace: &Namespace,
@@ -97,25 +136,44 @@ impl Ztunnel {
     ) -> Result<Self> {
         let mesh = node.directory().join("mesh.yaml");
         file.write(&mesh)?;
-        let binary = options.binary.clone().map_or_else(Self::binary, Ok)?;
-        let mut command = namespace.restricted_command(&options.privileges, binary);
+        let command = namespace.restricted_command(&options.privileges, Self::chosen(options)?);
+        let mut environment = vec![
+            ("LOCAL_XDS_PATH".to_owned(), mesh.into_os_string()),
+            ("LOCAL_CA_PATH".to_owned(), node.ca_directory().into()),
+            // Without these two, it would look for istiod.
+            ("XDS_ADDRESS".to_owned(), OsString::new()),
+            ("CA_ADDRESS".to_owned(), OsString::new()),
+        ];
+        environment.extend(mode);
+        Self::launch(namespace, node, command, environment, options)
+    }
+
+    /// Runs a command that ends with the binary, with an environment of what is given here and nothing else.
+    fn launch(
+        namespace: &Namespace,
+        node: &Node,
+        mut command: Command,
+        environment: Vec<(String, OsString)>,
+        options: &ZtunnelOptions,
+    ) -> Result<Self> {
         command
             .args(["proxy", "ztunnel"])
             .current_dir(node.directory())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("NODE_NAME", node.name())
-            .env("LOCAL_XDS_PATH", mesh)
-            .env("LOCAL_CA_PATH", node.ca_directory())
-            .env("XDS_ADDRESS", "")
             .env("RUST_LOG", &options.log)
             .env("RUST_BACKTRACE", "1")
             .env("ZTUNNEL_WORKER_THREADS", options.threads.to_string())
             .env("CONNECTION_TERMINATION_DEADLINE", format!("{}ms", options.drain.as_millis()))
-            .envs(mode)
+            .envs(environment)
             .envs(options.environment.iter().cloned());
         let process = namespace.start("ztunnel", command)?;
         Ok(Self { process, namespace: namespace.clone() })
+    }
+
+    fn chosen(options: &ZtunnelOptions) -> Result<PathBuf> {
+        options.binary.clone().map_or_else(Self::binary, Ok)
     }
 
     /// The binary that belongs to this build: `target/<profile>/ztunnel`, beside the test executables.
@@ -155,6 +213,29 @@ impl Ztunnel {
     pub fn readiness(&self) -> Result<(u16, String)> {
         let target = (Ipv4Addr::LOCALHOST, 15021).into();
         self.namespace.run(async move || traffic::http_get(target, "/healthz/ready").await)
+    }
+
+    /// Status and body of a GET on another of its ports, from within its namespace: administration is on 15000, metrics
+    /// are on 15020.
+    pub fn get(&self, port: u16, path: &str) -> Result<(u16, String)> {
+        let (target, path) = ((Ipv4Addr::LOCALHOST, port).into(), path.to_owned());
+        self.namespace.run(async move || traffic::http_get(target, &path).await)
+    }
+
+    /// The sum of a metric over all its label sets that contain `labels`, such as `reason="Reconnect"`. A family that is
+    /// not there yet counts as 0.
+    pub fn metric(&self, name: &str, labels: &str) -> Result<f64> {
+        let (status, text) = self.get(15020, "/metrics")?;
+        ensure!(status == 200, "metrics answered {status}");
+        let mut sum = 0.0;
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((series, value)) = line.rsplit_once(' ') else { continue };
+            let (family, own) = series.split_once('{').unwrap_or((series, ""));
+            if family == name && own.contains(labels) {
+                sum += value.parse::<f64>().with_context(|| format!("no number: {line}"))?;
+            }
+        }
+        Ok(sum)
     }
 
     /// The process.

@@ -9,7 +9,7 @@ use redirect::socket::ListenError;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 
-use crate::config::{Config, MeshSource, ProxyMode};
+use crate::config::{CaSource, Config, MeshSource, ProxyMode};
 use crate::pods::{AgentMisbehaved, PodManager};
 use crate::proxy::{BoundPod, Listener, Stop};
 use crate::readiness::{self, Probes, Readiness};
@@ -35,6 +35,11 @@ pub enum AppError {
     /// The description of the mesh is wrong.
     #[error("the description of the mesh is wrong")]
     Mesh(#[from] StaticConfigError),
+    /// The configuration names a control plane or a remote certificate authority.
+    #[error(
+        "this version runs without a control plane: set XDS_ADDRESS to nothing, and LOCAL_CA_PATH to a directory"
+    )]
+    ControlPlane,
     /// The local certificate authority cannot be used.
     #[error("the local certificate authority in LOCAL_CA_PATH cannot be used")]
     LocalCa(#[from] identity::LocalCaError),
@@ -76,9 +81,10 @@ async fn control(config: Config) -> Result<(), AppError> {
         Probes::bind(config.sockets.families.wildcard(readiness::PORT)).map_err(AppError::Readiness)?;
     let probes = tokio::task::spawn_local(probes.serve(readiness.clone()));
 
+    let CaSource::Local(local_ca) = &config.ca else { return Err(AppError::ControlPlane) };
     let mesh = read_mesh(&config)?;
     mesh_ready.done();
-    let ca = LocalCa::open(&config.local_ca, config.certificate_ttl)?;
+    let ca = LocalCa::open(local_ca, config.certificate_ttl)?;
     let (certificates, renewals) =
         CertificateStore::new(Arc::new(ca), Tls::new(config.tls), StoreOptions::default());
     let renewals = tokio::task::spawn_local(renewals.run(std::future::pending()));
@@ -118,9 +124,13 @@ async fn control(config: Config) -> Result<(), AppError> {
 }
 
 fn read_mesh(config: &Config) -> Result<Mesh, AppError> {
+    if config.xds.is_some() {
+        return Err(AppError::ControlPlane);
+    }
     let (name, document) = match &config.mesh {
-        MeshSource::Inline(document) => ("LOCAL_XDS".to_owned(), document.clone()),
-        MeshSource::File(path) => {
+        None => return Err(AppError::ControlPlane),
+        Some(MeshSource::Inline(document)) => ("LOCAL_XDS".to_owned(), document.clone()),
+        Some(MeshSource::File(path)) => {
             let read = std::fs::read_to_string(path);
             let document = read.map_err(|source| AppError::MeshFile { path: path.clone(), source })?;
             (path.display().to_string(), document)

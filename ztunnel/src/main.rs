@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use ztunnel::cli::{Cli, Command};
+use ztunnel::cli::{Cli, Command, OutputForm, version_line};
 use ztunnel::config::{Config, ProcessEnvironment};
 use ztunnel::telemetry::{self, with_causes};
 use ztunnel::{app, rules};
@@ -23,10 +23,8 @@ fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Proxy { names: Vec::new() }) {
         Command::Proxy { .. } => proxy(),
         Command::Rules { action } => rules::run(&action),
-        Command::Version => {
-            drop(writeln!(std::io::stdout(), "{}", env!("CARGO_PKG_VERSION")));
-            ExitCode::SUCCESS
-        }
+        Command::Config { output } => print_config(output),
+        Command::Version { .. } => print(&version_line(std::env::var("ISTIO_META_ISTIO_VERSION").ok())),
     }
 }
 
@@ -40,6 +38,9 @@ fn proxy() -> ExitCode {
         Ok(log) => log,
         Err(error) => return fail(&error),
     };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let status = match app::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -49,6 +50,27 @@ fn proxy() -> ExitCode {
     };
     drop(log);
     status
+}
+
+/// Prints what the settings amount to, without secrets; warnings go to standard error.
+fn print_config(form: OutputForm) -> ExitCode {
+    let config = match Config::read(&ProcessEnvironment) {
+        Ok(config) => config,
+        Err(error) => return fail(&error),
+    };
+    for warning in &config.warnings {
+        drop(writeln!(std::io::stderr(), "ztunnel: warning: {warning}"));
+    }
+    match form.text(&config.to_json()) {
+        Ok(text) => print(text.trim_end()),
+        Err(error) => fail(&error),
+    }
+}
+
+/// Prints a line, or several. A reader that went away has seen enough.
+fn print(text: &str) -> ExitCode {
+    drop(writeln!(std::io::stdout(), "{text}"));
+    ExitCode::SUCCESS
 }
 
 /// Says why on standard error, where it is seen also when logs go elsewhere.

@@ -1,27 +1,43 @@
-//! What the operator asked for: environment variables, read once at start.
+//! What the operator asked for: environment variables and two YAML documents, read once at start.
 //!
-//! Two steps. [`settings`] lists every variable with its meaning, form and default, and turns its text into a value.
-//! This module turns those values into a [`Config`], the form in which the rest of the program wants them. All faults
-//! are collected, so that one start reports everything there is to correct.
+//! Two steps. [`settings`] lists every variable with its meaning, form and default, and turns its text into a value;
+//! `documents` does the same for the documents. This module turns those values into a [`Config`], the form in which the
+//! rest of the program wants them. All faults are collected, so that one start reports everything there is to correct.
 
+mod control_plane;
+mod dns;
+mod documents;
+mod metadata;
+mod print;
 mod read;
 pub mod settings;
+mod sockets;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod values;
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::{ClientSettings, PoolSettings, ServerSettings};
-use redirect::socket::{Keepalive, PortSharing, Transparency};
+use redirect::socket::Keepalive;
 
+use crate::control_plane::TokenSource;
 use crate::telemetry::{LogFilter, LogFormat};
+use control_plane::Shared;
+pub use control_plane::{AddressDemand, CaSource, XdsConfig};
+pub use dns::{DnsAddress, DnsConfig};
+use documents::ProxyConfig;
+pub use metadata::NodeDescription;
 use read::Reader;
 pub use read::{Environment, Fault, ProcessEnvironment};
-pub use values::WorkloadName;
+pub use sockets::{Families, SocketConfig};
+use values::Compliance;
+pub use values::{PolicyLog, WorkloadName};
 
 /// Everything the proxy was asked to do. Immutable after start.
 #[derive(Clone, Debug)]
@@ -32,16 +48,30 @@ pub struct Config {
     pub node: Option<Arc<str>>,
     /// Network id of this node; empty is the default network.
     pub network: Arc<str>,
-    /// Where the mesh is described.
-    pub mesh: MeshSource,
-    /// Directory of the local certificate authority.
-    pub local_ca: PathBuf,
+    /// Id of this node's cluster.
+    pub cluster_id: Arc<str>,
+    /// DNS suffix of the cluster.
+    pub cluster_domain: Arc<str>,
+    /// The workload that this process is, for the listener on its own metrics.
+    pub own_workload: Option<WorkloadName>,
+    /// Trust domain of this process's own identity; for information.
+    pub own_trust_domain: Arc<str>,
+    /// Where a part of the mesh, or all of it, is described locally. Loaded before the control plane is asked.
+    pub mesh: Option<MeshSource>,
+    /// The control plane; `None` when there is none.
+    pub xds: Option<XdsConfig>,
+    /// Who issues certificates.
+    pub ca: CaSource,
     /// Lifetime asked for when a certificate is requested.
     pub certificate_ttl: Duration,
+    /// File of certificate revocation lists; it may appear late. `None`: nothing is revoked.
+    pub crl: Option<PathBuf>,
     /// TLS versions, key exchange and ciphers.
     pub tls: identity::TlsOptions,
     /// Options of the sockets made for pods.
     pub sockets: SocketConfig,
+    /// TCP keepalive as set, also when it is off.
+    pub keepalive: Keepalive,
     /// HTTP/2 settings of the tunnels we dial.
     pub client: ClientSettings,
     /// HTTP/2 settings of the tunnels we accept.
@@ -52,6 +82,20 @@ pub struct Config {
     pub response_baggage: bool,
     /// Whether traffic for an application tunnel is delivered to loopback.
     pub localhost_app_tunnel: bool,
+    /// Port of the administration server, on loopback.
+    pub admin_port: u16,
+    /// Port of the metrics server, on every address.
+    pub stats_port: u16,
+    /// The DNS proxy. Nothing in this version uses it.
+    pub dns: DnsConfig,
+    /// Whether a SOCKS5 listener was asked for. Nothing in this version uses it.
+    pub socks5: bool,
+    /// At which level policy decisions are logged. Nothing in this version uses it.
+    pub policy_log: PolicyLog,
+    /// Metadata of this proxy, of documents and variables.
+    pub metadata: BTreeMap<String, String>,
+    /// Istio release that this proxy is part of.
+    pub istio_version: Arc<str>,
     /// Data-plane threads; at least 1.
     pub workers: usize,
     /// How long connections may finish after shutdown was asked for.
@@ -60,6 +104,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Which events are logged.
     pub log_filter: LogFilter,
+    /// What the operator should know: settings that have less of an effect than they say.
+    pub warnings: Vec<Fault>,
 }
 
 /// Whose traffic this process serves.
@@ -86,43 +132,6 @@ pub enum MeshSource {
     Inline(String),
 }
 
-/// Options of the sockets made for pods.
-#[derive(Clone, Debug)]
-pub struct SocketConfig {
-    /// Mark on our packets, by which the pod's rules know them.
-    pub mark: Option<u32>,
-    /// How another proxy may listen beside us.
-    pub sharing: PortSharing,
-    /// Whether a client's address is kept towards the application.
-    pub transparency: Transparency,
-    /// TCP keepalive; `None` is off.
-    pub keepalive: Option<Keepalive>,
-    /// How long sent bytes may stay unacknowledged; `None` leaves it to the kernel.
-    pub user_timeout: Option<Duration>,
-    /// Address families to listen on.
-    pub families: Families,
-}
-
-/// Address families to listen on.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Families {
-    /// `0.0.0.0` only.
-    Ipv4,
-    /// `[::]`, which also serves IPv4.
-    Both,
-}
-
-impl Families {
-    /// Every address of these families, at `port`.
-    pub fn wildcard(self, port: u16) -> SocketAddr {
-        let address: IpAddr = match self {
-            Self::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
-            Self::Both => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        SocketAddr::new(address, port)
-    }
-}
-
 /// Every fault found in the configuration.
 #[derive(Debug)]
 pub struct ConfigError {
@@ -143,52 +152,106 @@ impl std::error::Error for ConfigError {}
 impl Config {
     /// Reads the configuration.
     ///
-    /// Errors: every setting that cannot be read, and every pair that contradicts itself.
+    /// Errors: every setting and field that cannot be read, and every pair that contradicts itself.
     pub fn read(environment: &impl Environment) -> Result<Self, ConfigError> {
         let mut read = Reader::new(environment);
+        let documents = ProxyConfig::read(&mut read);
         let mode = mode(&mut read);
-        let mesh = mesh_source(&mut read);
-        read.unsupported(&settings::XDS_ADDRESS);
-        read.unsupported(&settings::CA_ADDRESS);
-        let window = read.value(&settings::HTTP2_STREAM_WINDOW_SIZE);
-        let connection_window = read.value(&settings::HTTP2_CONNECTION_WINDOW_SIZE);
-        let frame = read.value(&settings::HTTP2_FRAME_SIZE);
-        let streams = read.value(&settings::POOL_MAX_STREAMS_PER_CONNECTION);
-        let config = Self {
+        let cluster_id = cluster_id(&mut read);
+        let shared = Shared::read(&mut read, &cluster_id);
+        let (client, server, pool) = tunnels(&mut read);
+        let (sockets, keepalive) = sockets::sockets(&mut read, &mode);
+        let mut config = Self {
             node: read.optional(&settings::NODE_NAME).map(Into::into),
             network: read.value(&settings::NETWORK).into(),
-            mesh,
-            local_ca: read.value(&settings::LOCAL_CA_PATH),
+            cluster_domain: read.value(&settings::CLUSTER_DOMAIN).into(),
+            own_workload: own_workload(&mut read),
+            own_trust_domain: read.value(&settings::TRUST_DOMAIN).into(),
+            mesh: mesh_source(&mut read),
+            xds: control_plane::xds(&mut read, &documents, &shared),
+            ca: control_plane::ca(&mut read, &shared),
+            cluster_id: cluster_id.into(),
             certificate_ttl: read.value(&settings::SECRET_TTL),
+            crl: read.optional(&settings::CRL_PATH).filter(|path| !path.is_empty()).map(Into::into),
             tls: tls(&mut read),
-            sockets: sockets(&mut read, &mode),
-            client: ClientSettings {
-                stream_window: window,
-                connection_window,
-                max_frame_size: frame,
-                max_streams: usize::from(streams),
-                ..ClientSettings::default()
-            },
-            server: ServerSettings {
-                stream_window: window,
-                connection_window,
-                max_frame_size: frame,
-                ..ServerSettings::default()
-            },
-            pool: PoolSettings {
-                max_streams: usize::from(streams),
-                idle_timeout: read.value(&settings::POOL_UNUSED_RELEASE_TIMEOUT),
-                ..PoolSettings::default()
-            },
+            sockets,
+            keepalive,
+            client,
+            server,
+            pool,
             response_baggage: read.value(&settings::ENABLE_RESPONSE_BAGGAGE),
             localhost_app_tunnel: read.value(&settings::LOCALHOST_APP_TUNNEL),
-            workers: threads::workers(&mut read),
+            admin_port: documents.admin_port.unwrap_or(settings::DEFAULT_ADMIN_PORT),
+            stats_port: documents.stats_port.unwrap_or(settings::DEFAULT_STATS_PORT),
+            dns: dns::dns(&mut read, &documents.metadata),
+            socks5: read.value(&settings::UNSTABLE_ENABLE_SOCKS5),
+            policy_log: read.value(&settings::AUTHZ_POLICY_INFO_LOGGING),
+            istio_version: read.value(&settings::ISTIO_META_ISTIO_VERSION).into(),
+            workers: threads::workers(&mut read, documents.concurrency),
             drain_deadline: drain_deadline(&mut read),
             log_format: read.value(&settings::LOG_FORMAT),
             log_filter: read.value(&settings::RUST_LOG),
+            metadata: documents.metadata.into_iter().map(|(key, sourced)| (key, sourced.value)).collect(),
+            warnings: Vec::new(),
             mode,
         };
-        read.finish(config)
+        config.contradictions(&mut read);
+        config.unavailable(&mut read);
+        config.warnings = read.finish()?;
+        Ok(config)
+    }
+
+    /// Settings that cannot be right together.
+    fn contradictions(&self, read: &mut Reader<'_>) {
+        if !read.value(&settings::ENABLE_PROXY) {
+            let problem = match self.dns.enabled {
+                false => "must be true when the DNS proxy is off: there would be nothing to run",
+                true => "must be true in this version, which has no DNS proxy: there would be nothing to run",
+            };
+            read.fault(settings::ENABLE_PROXY.name, problem);
+        }
+        let on_demand = self.xds.as_ref().is_some_and(|xds| xds.addresses == AddressDemand::OnDemand);
+        if on_demand && self.dns.enabled {
+            let problem = "cannot be used together with the DNS proxy, which has to know every service: set \
+                           ISTIO_META_DNS_CAPTURE to false";
+            read.fault(settings::XDS_ON_DEMAND.name, problem);
+        }
+        let calls = self.xds.as_ref().map(|xds| &xds.peer).or(match &self.ca {
+            CaSource::Remote(peer) => Some(peer),
+            CaSource::Local(_) => None,
+        });
+        if calls.is_some_and(|peer| matches!(peer.credentials.token, TokenSource::None)) {
+            let problem = "is not set and its default file does not exist: calls to the control plane say neither who \
+                           we are nor which cluster we are of";
+            read.warning(settings::AUTH_TOKEN.name, problem);
+        }
+    }
+
+    /// What was asked for and is not in this version. Whoever builds it takes its line away.
+    fn unavailable(&self, read: &mut Reader<'_>) {
+        if self.socks5 {
+            read.warning(
+                settings::UNSTABLE_ENABLE_SOCKS5.name,
+                "there is no SOCKS5 listener in this version",
+            );
+        }
+        if let Some(name) = &self.dns.asked_for {
+            read.warning(name.clone(), "there is no DNS proxy in this version");
+        }
+        if self.policy_log == PolicyLog::Info {
+            let problem =
+                "policy decisions are not logged one by one in this version; the access log has the outcome";
+            read.warning(settings::AUTHZ_POLICY_INFO_LOGGING.name, problem);
+        }
+        if self.crl.is_some() {
+            let problem =
+                "there are no revocation lists in this version: revoked certificates are still accepted";
+            read.warning(settings::CRL_PATH.name, problem);
+        }
+        if read.optional(&settings::PREFERED_SERVICE_NAMESPACE).is_some() {
+            let problem = "is for the DNS proxy, which is not in this version";
+            read.warning(settings::PREFERED_SERVICE_NAMESPACE.name, problem);
+        }
     }
 }
 
@@ -202,62 +265,78 @@ fn mode(read: &mut Reader<'_>) -> ProxyMode {
     }
 }
 
-fn mesh_source(read: &mut Reader<'_>) -> MeshSource {
+/// The variable of the metadata goes before that of our own.
+fn cluster_id(read: &mut Reader<'_>) -> String {
+    let own = read.value(&settings::CLUSTER_ID);
+    read.optional(&settings::ISTIO_META_CLUSTER_ID).unwrap_or(own)
+}
+
+fn own_workload(read: &mut Reader<'_>) -> Option<WorkloadName> {
+    Some(WorkloadName {
+        namespace: read.optional(&settings::POD_NAMESPACE)?,
+        name: read.optional(&settings::POD_NAME)?,
+        service_account: read.optional(&settings::SERVICE_ACCOUNT)?,
+    })
+}
+
+fn mesh_source(read: &mut Reader<'_>) -> Option<MeshSource> {
     match (read.optional(&settings::LOCAL_XDS_PATH), read.optional(&settings::LOCAL_XDS)) {
-        (Some(path), None) => MeshSource::File(path),
-        (None, Some(document)) => MeshSource::Inline(document),
+        (Some(path), None) => Some(MeshSource::File(path)),
+        (None, Some(document)) => Some(MeshSource::Inline(document)),
         (Some(_), Some(_)) => {
-            read.fault(&settings::LOCAL_XDS, "only one of LOCAL_XDS_PATH or LOCAL_XDS may be set");
-            MeshSource::Inline(String::new())
+            read.fault(settings::LOCAL_XDS.name, "only one of LOCAL_XDS_PATH or LOCAL_XDS may be set");
+            None
         }
         (None, None) => {
-            read.fault(&settings::LOCAL_XDS_PATH, "is required: it names the file that describes the mesh");
-            MeshSource::Inline(String::new())
+            // A wrong path was told already.
+            let path = read.machine().text(settings::LOCAL_XDS_PATH.name);
+            let disabled =
+                read.machine().text(settings::XDS_ADDRESS.name).is_some_and(|text| text.is_empty());
+            if disabled && path.is_none() {
+                let problem =
+                    "is required when XDS_ADDRESS is empty: it names the file that describes the mesh";
+                read.fault(settings::LOCAL_XDS_PATH.name, problem);
+            }
+            None
         }
     }
 }
 
-fn sockets(read: &mut Reader<'_>, mode: &ProxyMode) -> SocketConfig {
-    let shared = matches!(mode, ProxyMode::Shared { .. });
-    let mark = match read.optional(&settings::PACKET_MARK) {
-        Some(mark) => Some(mark).filter(|mark| *mark != 0),
-        None => shared.then_some(settings::DEFAULT_PACKET_MARK),
-    };
-    let sharing = match read.value(&settings::INPOD_PORT_REUSE) && shared {
-        true => PortSharing::ReusePort,
-        false => PortSharing::ReuseAddress,
-    };
-    let transparency = match read.optional(&settings::ENABLE_ORIG_SRC) {
-        None => Transparency::BestEffort,
-        Some(true) => Transparency::Require,
-        Some(false) => Transparency::Off,
-    };
-    let keepalive = Keepalive {
-        idle: read.value(&settings::KEEPALIVE_TIME),
-        interval: read.value(&settings::KEEPALIVE_INTERVAL),
-        retries: read.value(&settings::KEEPALIVE_RETRIES),
-    };
-    let user_timeout = keepalive.idle.saturating_add(keepalive.interval.saturating_mul(keepalive.retries));
-    let families = match read.value(&settings::IPV6_ENABLED) {
-        true => Families::Both,
-        false => Families::Ipv4,
-    };
-    SocketConfig {
-        mark,
-        sharing,
-        transparency,
-        user_timeout: read.value(&settings::USER_TIMEOUT_ENABLED).then_some(user_timeout),
-        keepalive: read.value(&settings::KEEPALIVE_ENABLED).then_some(keepalive),
-        families,
-    }
+fn tunnels(read: &mut Reader<'_>) -> (ClientSettings, ServerSettings, PoolSettings) {
+    let stream_window = read.value(&settings::HTTP2_STREAM_WINDOW_SIZE);
+    let connection_window = read.value(&settings::HTTP2_CONNECTION_WINDOW_SIZE);
+    let max_frame_size = read.value(&settings::HTTP2_FRAME_SIZE);
+    let max_streams = usize::from(read.value(&settings::POOL_MAX_STREAMS_PER_CONNECTION));
+    let idle_timeout = read.value(&settings::POOL_UNUSED_RELEASE_TIMEOUT);
+    (
+        ClientSettings {
+            stream_window,
+            connection_window,
+            max_frame_size,
+            max_streams,
+            ..ClientSettings::default()
+        },
+        ServerSettings { stream_window, connection_window, max_frame_size, ..ServerSettings::default() },
+        PoolSettings { max_streams, idle_timeout, ..PoolSettings::default() },
+    )
 }
 
 fn tls(read: &mut Reader<'_>) -> identity::TlsOptions {
-    identity::TlsOptions {
+    let mut options = identity::TlsOptions {
         versions: read.value(&settings::TLS12_ENABLED),
-        key_exchange: read.value(&settings::COMPLIANCE_POLICY),
+        ciphers: read.value(&settings::TLS_CIPHER_PREFERENCE),
         ..identity::TlsOptions::default()
+    };
+    match read.value(&settings::COMPLIANCE_POLICY) {
+        Compliance::KeyExchange(key_exchange) => options.key_exchange = key_exchange,
+        Compliance::Fips140_3 if identity::Tls::new(options).provider().fips() => {}
+        Compliance::Fips140_3 => {
+            let problem =
+                "fips-140-3 cannot be honoured: the cryptography of this build is not a validated module";
+            read.fault(settings::COMPLIANCE_POLICY.name, problem);
+        }
     }
+    options
 }
 
 /// The explicit deadline, else what the pod's grace period leaves after a margin for exit, else five seconds.
@@ -269,105 +348,4 @@ fn drain_deadline(read: &mut Reader<'_>) -> Duration {
         Some(grace) => Duration::from_secs(grace.saturating_sub(1).max(1)),
         None => settings::DEFAULT_DRAIN_DEADLINE,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    fn read(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        let environment: BTreeMap<String, String> =
-            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Config::read(&environment)
-    }
-
-    #[test]
-    fn a_mesh_file_is_enough() {
-        let config = read(&[("LOCAL_XDS_PATH", "mesh.yaml")]).unwrap();
-        assert_eq!(config.mode, ProxyMode::Shared { agent: "/var/run/ztunnel/ztunnel.sock".into() });
-        assert_eq!(config.sockets.mark, Some(1337));
-        assert_eq!(config.sockets.sharing, PortSharing::ReusePort);
-        assert_eq!(config.drain_deadline, Duration::from_secs(5));
-    }
-
-    #[test]
-    fn every_fault_is_reported_at_once() {
-        let error = read(&[
-            ("PROXY_MODE", "both"),
-            ("PACKET_MARK", "-1"),
-            ("KEEPALIVE_TIME", "soon"),
-            ("RUST_LOG", "banana"),
-        ])
-        .unwrap_err();
-        let text = error.to_string();
-        for name in ["PROXY_MODE", "PACKET_MARK", "KEEPALIVE_TIME", "LOCAL_XDS_PATH", "RUST_LOG"] {
-            assert!(text.contains(name), "{name} in {text}");
-        }
-        assert_eq!(error.faults.len(), 5, "{text}");
-    }
-
-    #[test]
-    fn a_dedicated_proxy_marks_nothing_and_needs_its_workload() {
-        let mesh = ("LOCAL_XDS_PATH", "mesh.yaml");
-        let error = read(&[mesh, ("PROXY_MODE", "dedicated")]).unwrap_err();
-        assert!(error.to_string().contains("PROXY_WORKLOAD_INFO"));
-        let config =
-            read(&[mesh, ("PROXY_MODE", "dedicated"), ("PROXY_WORKLOAD_INFO", "ns/pod/sa")]).unwrap();
-        assert_eq!(config.sockets.mark, None);
-        assert_eq!(config.sockets.sharing, PortSharing::ReuseAddress);
-    }
-
-    #[test]
-    fn a_shared_proxy_has_no_use_for_a_workload() {
-        let mesh = ("LOCAL_XDS_PATH", "mesh.yaml");
-        assert!(read(&[mesh, ("PROXY_WORKLOAD_INFO", "not a workload")]).is_ok());
-        let error = read(&[mesh, ("PROXY_MODE", "dedicated"), ("PROXY_WORKLOAD_INFO", "not a workload")]);
-        assert_eq!(error.unwrap_err().faults.len(), 1);
-    }
-
-    #[test]
-    fn a_mark_of_zero_means_no_mark() {
-        let config = read(&[("LOCAL_XDS_PATH", "mesh.yaml"), ("PACKET_MARK", "0")]).unwrap();
-        assert_eq!(config.sockets.mark, None);
-    }
-
-    #[test]
-    fn no_keepalive_is_too_long_to_add_up() {
-        let keepalive = |interval| {
-            let patient = [("KEEPALIVE_TIME", "3650d"), ("KEEPALIVE_RETRIES", "4294967295")];
-            let pairs =
-                [("LOCAL_XDS_PATH", "a"), ("USER_TIMEOUT_ENABLED", "true"), ("KEEPALIVE_INTERVAL", interval)];
-            read(&[&pairs[..], &patient].concat())
-        };
-        let sum = Duration::from_secs(3_650 * 86_400 * (1 << 32));
-        assert_eq!(keepalive("3650d").unwrap().sockets.user_timeout, Some(sum));
-        assert!(keepalive("9999999999999999999").is_err());
-    }
-
-    #[test]
-    fn two_sources_of_the_mesh_contradict_each_other() {
-        let error = read(&[("LOCAL_XDS_PATH", "a"), ("LOCAL_XDS", "{}")]).unwrap_err();
-        assert!(error.to_string().contains("only one of LOCAL_XDS_PATH or LOCAL_XDS may be set"));
-    }
-
-    #[test]
-    fn an_empty_control_plane_address_means_none_and_another_is_a_fault() {
-        let mesh = ("LOCAL_XDS_PATH", "mesh.yaml");
-        assert!(read(&[mesh, ("XDS_ADDRESS", "")]).is_ok());
-        assert!(read(&[mesh, ("XDS_ADDRESS", "istiod:15012")]).is_err());
-    }
-
-    #[test]
-    fn the_grace_period_leaves_a_margin_for_exit() {
-        let deadline = |grace| {
-            let pairs = [("LOCAL_XDS_PATH", "a"), ("TERMINATION_GRACE_PERIOD_SECONDS", grace)];
-            read(&pairs).unwrap().drain_deadline.as_secs()
-        };
-        assert_eq!(
-            [deadline("30"), deadline("11"), deadline("10"), deadline("1"), deadline("0")],
-            [25, 6, 9, 1, 1]
-        );
-    }
 }

@@ -16,16 +16,24 @@ struct Inputs {
     request: Option<usize>,
 }
 
-pub(super) fn workers(read: &mut Reader<'_>) -> usize {
+/// `concurrency` is that of the proxy configuration.
+pub(super) fn workers(read: &mut Reader<'_>, concurrency: Option<u16>) -> usize {
     let count = |cpus: Option<CpuCount>| cpus.map(|CpuCount(cpus)| cpus);
     let logical = || std::thread::available_parallelism().map_or(1, usize::from);
     let inputs = Inputs {
-        asked: read.optional(&settings::ZTUNNEL_WORKER_THREADS),
+        asked: read.optional(&settings::ZTUNNEL_WORKER_THREADS).or(concurrency.map(of_concurrency)),
         cpus: count(read.optional(&settings::ZTUNNEL_CPU_LIMIT)).unwrap_or_else(logical),
         limit: count(read.optional(&settings::ZTUNNEL_RESOURCE_CPU_LIMIT)),
         request: count(read.optional(&settings::ZTUNNEL_RESOURCE_CPU_REQUEST)),
     };
     resolve(inputs)
+}
+
+fn of_concurrency(concurrency: u16) -> WorkerCount {
+    match concurrency {
+        0 => WorkerCount::AllCpus,
+        threads => WorkerCount::Threads(threads.into()),
+    }
 }
 
 fn resolve(Inputs { asked, cpus, limit, request }: Inputs) -> usize {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use identity::{KeyExchange, TlsVersions};
+use identity::{CipherPreference, KeyExchange, TlsVersions};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::telemetry::{LogFilter, LogFormat};
@@ -38,6 +38,25 @@ pub enum WorkerCount {
     AllCpus,
     /// This share of the CPUs, from 1 to 100.
     Percent(u8),
+}
+
+/// Text of `COMPLIANCE_POLICY`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Compliance {
+    /// A choice of key exchange.
+    KeyExchange(KeyExchange),
+    /// Validated cryptography and nothing else.
+    Fips140_3,
+}
+
+/// At which level policy decisions are logged.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum PolicyLog {
+    /// Where they do not disturb.
+    #[default]
+    Debug,
+    /// Where everybody sees them.
+    Info,
 }
 
 /// A number of CPUs, at least 1.
@@ -146,11 +165,29 @@ pub(super) fn tls_versions(text: &str) -> Option<TlsVersions> {
 }
 
 /// A policy we do not know is an error: whoever sets one counts on it.
-pub(super) fn key_exchange(text: &str) -> Option<KeyExchange> {
+pub(super) fn compliance(text: &str) -> Option<Compliance> {
     match text {
-        "" => Some(KeyExchange::ClassicalFirst),
-        "pqc" => Some(KeyExchange::HybridOnly),
+        "" => Some(Compliance::KeyExchange(KeyExchange::ClassicalFirst)),
+        "pqc" => Some(Compliance::KeyExchange(KeyExchange::HybridOnly)),
+        "fips-140-3" => Some(Compliance::Fips140_3),
         _ => None,
+    }
+}
+
+pub(super) fn ciphers(text: &str) -> Option<CipherPreference> {
+    match text {
+        "aes128-first" => Some(CipherPreference::Aes128First),
+        "aes256-first" => Some(CipherPreference::Aes256First),
+        "aes256-only" => Some(CipherPreference::Aes256Only),
+        _ => None,
+    }
+}
+
+/// Anything but `true` is no.
+pub(super) fn policy_log(text: &str) -> Option<PolicyLog> {
+    match text {
+        "true" => Some(PolicyLog::Info),
+        _ => Some(PolicyLog::Debug),
     }
 }
 

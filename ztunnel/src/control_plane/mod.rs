@@ -24,6 +24,7 @@ use rustls_pki_types::ServerName;
 use tonic::metadata::MetadataMap;
 
 pub use channel::{ConnectError, H2Channel, Step};
+pub(crate) use credentials::ascii;
 pub use credentials::{Credentials, ExtraHeader, HeaderError, Token, TokenError, TokenSource};
 pub use endpoint::{Endpoint, EndpointError};
 pub use root_watch::RootWatch;
@@ -81,8 +82,8 @@ impl Default for Deadlines {
 
 impl ControlPlane {
     /// The server of `peer`, with the versions, suites and groups of `tls`.
-    pub fn new(peer: PeerConfig, tls: Tls) -> Self {
-        Self { peer: Arc::new(peer), tls, deadlines: Deadlines::default() }
+    pub fn new(peer: Arc<PeerConfig>, tls: Tls) -> Self {
+        Self { peer, tls, deadlines: Deadlines::default() }
     }
 
     /// The same with other deadlines.

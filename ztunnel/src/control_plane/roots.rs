@@ -62,6 +62,15 @@ impl RootSource {
         }
     }
 
+    /// Whether PEM text given in place of a path holds a certificate. What the other sources hold is known when they are
+    /// read.
+    pub fn check(&self) -> Result<(), RootError> {
+        match self {
+            Self::Pem(text) => Roots::Pem(text.as_bytes().into()).store().map(drop),
+            Self::File(_) | Self::System => Ok(()),
+        }
+    }
+
     /// The roots as they are now, not yet looked into. Blocks no other task. Dropping the future lets the reading end
     /// by itself.
     pub(super) async fn read(&self) -> Result<Roots, RootError> {

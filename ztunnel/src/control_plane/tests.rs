@@ -142,7 +142,7 @@ fn tls(versions: TlsVersions) -> Tls {
 }
 
 fn control_plane(peer: PeerConfig) -> ControlPlane {
-    ControlPlane::new(peer, tls(TlsVersions::Tls13))
+    ControlPlane::new(Arc::new(peer), tls(TlsVersions::Tls13))
 }
 
 async fn call(channel: &mut H2Channel, metadata: MetadataMap) -> String {
@@ -256,7 +256,7 @@ async fn a_server_of_tls12_is_accepted_only_where_the_operator_said_so() {
     let authority = Authority::new();
     let config = authority.server_of(&["localhost"], |_| {}, &[&rustls::version::TLS12], b"h2");
     let server = Server::start(config).await;
-    let peer = peer(&server.address(), RootSource::Pem(authority.pem()));
+    let peer = Arc::new(peer(&server.address(), RootSource::Pem(authority.pem())));
     let strict = ControlPlane::new(peer.clone(), tls(TlsVersions::Tls13));
     let why = refusal(&strict.connect().await.unwrap_err());
     assert_eq!(why, rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion));

@@ -88,6 +88,11 @@ impl StoreDriver {
                 info!(%identity, serial, "certificate obtained");
                 warn_if_revoked(certificate);
             }
+            // What is held may last until the retry succeeds, and then nobody has to act.
+            Err(error) if self.shared.current(identity).is_some() => {
+                let error = error as &dyn StdError;
+                info!(%identity, error, "certificate not renewed; will ask again");
+            }
             Err(error) => {
                 let error = error as &dyn StdError;
                 warn!(%identity, error, "no certificate obtained; will ask again");
@@ -158,6 +163,63 @@ impl RequestError {
             Self::Issue(error) => error.retry(),
             Self::Key(_) | Self::Chain(_) | Self::Certificate(_) | Self::Deadline => Retry::Soon,
             Self::Request(_) => Retry::Rarely,
+        }
+    }
+
+    /// The reason, as it is counted.
+    pub fn outcome(&self) -> RequestOutcome {
+        match self {
+            Self::Key(_) | Self::Request(_) => RequestOutcome::NotSent,
+            Self::Issue(IssueError::Unavailable(_)) => RequestOutcome::Unavailable,
+            Self::Issue(IssueError::Unauthorized(_)) => RequestOutcome::Unauthorized,
+            Self::Issue(IssueError::Invalid(_)) => RequestOutcome::Invalid,
+            Self::Chain(_) | Self::Certificate(_) => RequestOutcome::Unusable,
+            Self::Deadline => RequestOutcome::Deadline,
+        }
+    }
+}
+
+/// How a request ended, for the label of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RequestOutcome {
+    /// With a certificate.
+    Issued,
+    /// The authority could not be reached, or could not issue.
+    Unavailable,
+    /// The authority did not let us have the identity.
+    Unauthorized,
+    /// The authority found the request invalid.
+    Invalid,
+    /// The authority did not answer in time.
+    Deadline,
+    /// What was issued cannot be read, or is not what was asked for.
+    Unusable,
+    /// No key or no request could be made.
+    NotSent,
+}
+
+impl RequestOutcome {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 7] = [
+        Self::Issued,
+        Self::Unavailable,
+        Self::Unauthorized,
+        Self::Invalid,
+        Self::Deadline,
+        Self::Unusable,
+        Self::NotSent,
+    ];
+
+    /// A label, in the style of the other metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Issued => "issued",
+            Self::Unavailable => "unavailable",
+            Self::Unauthorized => "unauthorized",
+            Self::Invalid => "invalid",
+            Self::Deadline => "deadline",
+            Self::Unusable => "unusable",
+            Self::NotSent => "not_sent",
         }
     }
 }

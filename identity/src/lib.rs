@@ -38,7 +38,7 @@ pub use ca_files::LocalCaError;
 pub use certificate::{WorkloadCertificate, WorkloadCertificateError};
 pub use chain::{CertificateChain, CertificateInfo, ChainError};
 pub use csr::{CsrError, certificate_request};
-pub use driver::{RequestError, StoreDriver};
+pub use driver::{RequestError, RequestOutcome, StoreDriver};
 pub use failure::HandshakeFailure;
 pub use key::{KeyError, PrivateKey};
 pub use local_ca::LocalCa;

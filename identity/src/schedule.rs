@@ -16,6 +16,9 @@
 //! request that is running is never interrupted; if its identity is forgotten meanwhile, its answer is dropped, and if
 //! the identity is wanted again meanwhile, its answer is used.
 //!
+//! When the trust roots change, all certificates are renewed before their time ([`Schedule::renew_all`]), spread out so
+//! that the authority and the peers' handshakes are not met all at once. What is in use stays in use meanwhile.
+//!
 //! Waiting is measured on the monotonic clock and validity on the wall clock. Every call says what both show, so a wall
 //! clock that was set, or stood still while the machine slept, is noticed and renewals are moved accordingly.
 
@@ -90,6 +93,8 @@ pub(crate) struct Schedule {
     queues: [BTreeSet<(Instant, SpiffeId)>; 3],
     /// Includes identities that were forgotten since.
     running: HashSet<SpiffeId>,
+    /// Those of the running whose answer may be out of date already, and within what time to ask again.
+    outdated: HashMap<SpiffeId, Duration>,
     random: fastrand::Rng,
     last_seen: Option<Now>,
 }
@@ -114,6 +119,7 @@ impl Schedule {
             entries: HashMap::new(),
             queues: Default::default(),
             running: HashSet::new(),
+            outdated: HashMap::new(),
             random,
             last_seen: None,
         }
@@ -121,7 +127,7 @@ impl Schedule {
 
     /// Takes `identity` under management, or makes its first request or retry more urgent.
     pub(crate) fn want(&mut self, identity: &SpiffeId, priority: Priority, now: Now) -> Wanted {
-        let Some(entry) = self.entries.get(identity) else {
+        let Some(entry) = self.entries.get_mut(identity) else {
             self.entries.insert(identity.clone(), Entry::default());
             if !self.running.contains(identity) {
                 self.enqueue(identity, priority, now.monotonic);
@@ -130,7 +136,12 @@ impl Schedule {
         };
         let Some((queued, due)) = entry.queued else { return Wanted::Requested };
         let rested = entry.answered_at.is_none_or(|answered| now.monotonic >= answered + HASTENED_RETRY);
-        if due <= now.monotonic {
+        let due_now = due <= now.monotonic;
+        if priority == Priority::RealTime && (due_now || rested) {
+            // Somebody waits from now on: no change of the wall clock puts it off.
+            entry.renew_at = None;
+        }
+        if due_now {
             self.enqueue(identity, queued.max(priority), due);
         } else if priority == Priority::RealTime && rested {
             self.enqueue(identity, priority, now.monotonic);
@@ -138,6 +149,24 @@ impl Schedule {
             return Wanted::BackingOff;
         }
         Wanted::Requested
+    }
+
+    /// Has every certificate renewed within `spread` from now, each at a random time. What fails is being asked for
+    /// anyway, at its own pace.
+    pub(crate) fn renew_all(&mut self, spread: Duration, now: Now) {
+        self.outdated = self.running.iter().map(|identity| (identity.clone(), spread)).collect();
+        let waiting = self.entries.iter_mut().filter(|(_, entry)| entry.renew_at.is_some());
+        let waiting = waiting.filter_map(|(identity, entry)| {
+            let (_, due) = entry.queued?;
+            let renewal = entry.renew_within(spread, now, &mut self.random);
+            (renewal < due).then(|| (identity.clone(), renewal))
+        });
+        for (identity, due) in waiting.collect::<Vec<_>>() {
+            if let Some(entry) = self.entries.get_mut(&identity) {
+                entry.renew_at = None;
+            }
+            self.enqueue(&identity, Priority::Background, due);
+        }
     }
 
     /// Ends the management of `identity`. Returns whether it was managed.
@@ -174,10 +203,21 @@ impl Schedule {
         now: Now,
     ) -> bool {
         self.running.remove(identity);
+        let outdated = self.outdated.remove(identity);
         let Some(entry) = self.entries.get_mut(identity) else { return false };
         entry.answered_at = Some(now.monotonic);
         let due = match answer {
-            Ok(validity) => entry.succeeded(validity, now, &mut self.random),
+            Ok(validity) => {
+                let due = entry.succeeded(validity, now, &mut self.random);
+                let sooner = outdated.map(|spread| entry.renew_within(spread, now, &mut self.random));
+                match sooner {
+                    Some(sooner) if sooner < due => {
+                        entry.renew_at = None;
+                        sooner
+                    }
+                    _ => due,
+                }
+            }
             Err(retry) => entry.back_off(retry, now, &mut self.random),
         };
         self.enqueue(identity, Priority::Background, due);
@@ -191,10 +231,20 @@ impl Schedule {
         if distance(expected, now.wall) < CLOCK_STEP {
             return;
         }
-        let renewals = self.entries.iter().filter(|(_, entry)| entry.queued.is_some());
-        let renewals = renewals.filter_map(|(identity, entry)| Some((identity.clone(), entry.renew_at?)));
-        for (identity, renew_at) in renewals.collect::<Vec<_>>() {
-            self.enqueue(&identity, Priority::Background, now.when(renew_at));
+        let moved = self.entries.iter().filter_map(|(identity, entry)| {
+            let (priority, due) = entry.queued?;
+            let due = match (entry.renew_at, entry.not_after) {
+                (Some(renew_at), _) => entry.not_too_soon(now.when(renew_at)),
+                // A retry was to come before the certificate expires, which is sooner or later now.
+                (None, Some(not_after)) if not_after > expected => {
+                    due.min(entry.not_too_soon(now.when(not_after)))
+                }
+                _ => return None,
+            };
+            Some((identity.clone(), priority, due))
+        });
+        for (identity, priority, due) in moved.collect::<Vec<_>>() {
+            self.enqueue(&identity, priority, due);
         }
     }
 
@@ -231,6 +281,15 @@ impl Entry {
         due
     }
 
+    /// A random time within `spread` from now.
+    fn renew_within(&self, spread: Duration, now: Now, random: &mut fastrand::Rng) -> Instant {
+        self.not_too_soon(now.monotonic + spread.mul_f64(random.f64()))
+    }
+
+    fn not_too_soon(&self, due: Instant) -> Instant {
+        self.answered_at.map_or(due, |answered| due.max(answered + SHORTEST_WAIT))
+    }
+
     /// The time of the retry: after the back-off, but not later than the moment when the certificate in use expires.
     fn back_off(&mut self, retry: Retry, now: Now, random: &mut fastrand::Rng) -> Instant {
         let seconds = match retry {
@@ -261,5 +320,7 @@ fn distance(one: SystemTime, other: SystemTime) -> Duration {
     one.duration_since(other).unwrap_or_else(|error| error.duration())
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +14,7 @@ use arc_swap::ArcSwap;
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 
-use crate::driver::{RequestError, StoreDriver};
+use crate::driver::{RequestError, RequestOutcome, StoreDriver};
 use crate::schedule::{Now, Priority, Schedule, Wanted};
 use crate::{Issuer, SpiffeId, Tls, WorkloadCertificate};
 
@@ -53,6 +54,7 @@ impl CertificateStore {
                 closed: false,
             }),
             wake: Notify::new(),
+            requests: Default::default(),
         });
         let driver = StoreDriver::new(shared.clone(), issuer, tls, options.request_deadline);
         (Self { shared }, driver)
@@ -77,7 +79,12 @@ impl CertificateStore {
             Joined::Waiting(answer) => answer,
         };
         let answer = answer.wait_for(Option::is_some).await.map_err(|_| CertificateError::Closed)?;
-        answer.clone().unwrap_or(Err(CertificateError::Closed))
+        let certificate = answer.clone().unwrap_or(Err(CertificateError::Closed))?;
+        // The answer may have waited for this task longer than it was good for.
+        if certificate.is_expired(SystemTime::now()) {
+            return Err(CertificateError::Expired);
+        }
+        Ok(certificate)
     }
 
     /// Takes `identity` under management without waiting: its workload will have traffic soon.
@@ -103,6 +110,33 @@ impl CertificateStore {
         if let Some(answer) = forgotten.and_then(|managed| managed.answer) {
             answer.send_replace(Some(Err(CertificateError::Forgotten)));
         }
+    }
+
+    /// Renews every certificate within `spread` from now, each at a random time: for when the trust roots change, which
+    /// reach a workload only with its next certificate. What is held stays in use meanwhile; failures are retried as
+    /// ever. Requests that are running may come from before the change, so their identities are asked for again, too.
+    pub fn renew_all(&self, spread: Duration) {
+        self.shared.managed().schedule.renew_all(spread, Now::read());
+        self.shared.wake.notify_one();
+    }
+
+    /// How many requests have ended in each way since the start. Takes no lock.
+    pub fn requests(&self) -> [(RequestOutcome, u64); RequestOutcome::ALL.len()] {
+        RequestOutcome::ALL
+            .map(|outcome| (outcome, self.shared.requests[outcome as usize].load(Ordering::Relaxed)))
+    }
+
+    /// The identities whose last request failed, and why, in the order of their names. Some of them may hold a
+    /// certificate from before.
+    pub fn last_errors(&self) -> Vec<(SpiffeId, Arc<RequestError>)> {
+        let managed = self.shared.managed();
+        let failing = managed.identities.iter();
+        let mut failing: Vec<_> = failing
+            .filter_map(|(identity, managed)| Some((identity.clone(), managed.last_error.clone()?)))
+            .collect();
+        drop(managed);
+        failing.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        failing
     }
 
     /// What the store manages and how each identity is doing, in the order of their names.
@@ -171,6 +205,8 @@ pub(crate) struct Shared {
     managed: Mutex<Managed>,
     /// Wakes the driver after a change of the schedule.
     pub(crate) wake: Notify,
+    /// By outcome.
+    requests: [AtomicU64; RequestOutcome::ALL.len()],
 }
 
 pub(crate) struct Managed {
@@ -197,7 +233,7 @@ impl Shared {
         self.managed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn current(&self, identity: &SpiffeId) -> Option<Arc<WorkloadCertificate>> {
+    pub(crate) fn current(&self, identity: &SpiffeId) -> Option<Arc<WorkloadCertificate>> {
         let current = self.current.load();
         let certificate = current.get(identity)?;
         (!certificate.is_expired(SystemTime::now())).then(|| certificate.clone())
@@ -241,12 +277,14 @@ impl Shared {
         identity: &SpiffeId,
         result: Result<Arc<WorkloadCertificate>, Arc<RequestError>>,
     ) {
+        let outcome = result.as_ref().map_or_else(|error| error.outcome(), |_| RequestOutcome::Issued);
+        self.requests[outcome as usize].fetch_add(1, Ordering::Relaxed);
         let mut managed = self.managed();
-        let outcome = match &result {
+        let answer = match &result {
             Ok(certificate) => Ok(certificate.as_ref().into()),
             Err(error) => Err(error.retry()),
         };
-        if !managed.schedule.answered(identity, outcome, Now::read()) {
+        if !managed.schedule.answered(identity, answer, Now::read()) {
             return;
         }
         let entry = managed.identities.entry(identity.clone()).or_default();

@@ -10,9 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use identity::{
     CertificateError, CertificateStore, IdentityState, IssueError, IssueFuture, IssuedChain, Issuer, LocalCa,
-    PrivateKey, RequestError, SpiffeId, StoreOptions, Tls, TlsOptions, WorkloadCertificateError,
-    peer_identity, unnamed_server,
+    PrivateKey, RequestError, RequestOutcome, SpiffeId, StoreOptions, Tls, TlsOptions,
+    WorkloadCertificateError, peer_identity, unnamed_server,
 };
+use support::handshake::connect;
 use support::{Authority, CLIENT, MINUTE, SERVER, id, validity};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -37,6 +38,12 @@ impl Issuer for Scripted {
 }
 
 impl Call {
+    fn succeed_trusting(self, authority: &Authority, roots: &[&str]) {
+        let request = rcgen::CertificateSigningRequestParams::from_pem(&self.csr).unwrap();
+        let leaf = authority.sign(&[self.identity.as_str()], &request.public_key, |_| {});
+        self.answer.send(Ok(IssuedChain(authority.elements(leaf, roots)))).unwrap();
+    }
+
     fn succeed(self, authority: &Authority) {
         let now = SystemTime::now();
         self.succeed_between(authority, now - MINUTE, now + 60 * MINUTE);
@@ -335,6 +342,128 @@ async fn an_expired_certificate_is_never_served() {
         bench.call().await.fail();
     }
     assert!(matches!(soon(waiting).await.unwrap(), Err(CertificateError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_not_served_by_a_store_whose_driver_is_stuck() {
+    let (sender, mut calls) = mpsc::unbounded_channel();
+    let tls = Tls::new(TlsOptions::default());
+    let (store, driver) = CertificateStore::new(Arc::new(Scripted(sender)), tls, StoreOptions::default());
+    let authority = Authority::root("root");
+    store.prefetch(&id(CLIENT));
+    let mut driver = Box::pin(driver.run(future::pending()));
+    let obtained = async {
+        let now = SystemTime::now();
+        let second = Duration::from_secs(1);
+        calls.recv().await.unwrap().succeed_between(&authority, now - second, now + 2 * second);
+        while store.current(&id(CLIENT)).is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = &mut driver => panic!("the driver ended"),
+        () = soon(obtained) => {}
+    }
+    // From here on nobody polls the driver.
+    let held = store.current(&id(CLIENT)).unwrap();
+    while !held.is_expired(SystemTime::now()) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(store.current(&id(CLIENT)).is_none());
+    let waiting = timeout(Duration::from_millis(100), store.certificate(&id(CLIENT))).await;
+    assert!(waiting.is_err(), "{waiting:?}");
+    drop(driver);
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_outcome_and_the_last_error_of_each_identity_is_known() {
+    let mut bench = default_bench();
+    let counted = |store: &CertificateStore| {
+        store.requests().into_iter().filter(|(_, count)| *count > 0).collect::<Vec<_>>()
+    };
+    assert_eq!(counted(&bench.store), []);
+    let waiting = bench.wait_for(CLIENT).await;
+    bench.call().await.succeed(&bench.authority);
+    soon(waiting).await.unwrap().unwrap();
+    let waiting = bench.wait_for(SERVER).await;
+    bench.call().await.answer.send(Err(IssueError::Unauthorized("who?".into()))).unwrap();
+    assert!(soon(waiting).await.unwrap().is_err());
+    assert_eq!(counted(&bench.store), [(RequestOutcome::Issued, 1), (RequestOutcome::Unauthorized, 1)]);
+    let errors = bench.store.last_errors();
+    let [(identity, error)] = &errors[..] else { panic!("{errors:?}") };
+    assert_eq!((identity, error.outcome()), (&id(SERVER), RequestOutcome::Unauthorized));
+
+    let retry = bench.call().await;
+    retry.answer.send(Ok(IssuedChain(vec!["-".into(), "-".into()]))).unwrap();
+    bench.call().await.succeed(&bench.authority);
+    soon(async {
+        while bench.store.current(&id(SERVER)).is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(bench.store.last_errors().len(), 0);
+    assert!(counted(&bench.store).contains(&(RequestOutcome::Unusable, 1)));
+}
+
+/// Renews all certificates of `bench`, which its authority signs now, and waits until they are in use.
+async fn rotate(bench: &mut Bench, authority: &Authority, roots: &[&str]) {
+    let before = [CLIENT, SERVER].map(|uri| bench.store.current(&id(uri)).unwrap());
+    bench.store.renew_all(Duration::from_millis(1));
+    for _ in 0..2 {
+        bench.call().await.succeed_trusting(authority, roots);
+    }
+    soon(async {
+        for old in before {
+            while Arc::ptr_eq(&old, &bench.store.current(old.identity()).unwrap()) {
+                tokio::task::yield_now().await;
+            }
+        }
+    })
+    .await;
+    assert!(bench.calls.try_recv().is_err(), "each was renewed once");
+}
+
+#[tokio::test]
+async fn while_the_root_is_replaced_certificates_of_neighbouring_generations_reach_each_other() {
+    let (old, new) = (Authority::root("root"), Authority::root("root"));
+    let (old_root, new_root) = (&old.root[..], &new.root[..]);
+    let both = [old_root, new_root];
+    let mut bench = default_bench();
+    for uri in [CLIENT, SERVER] {
+        let waiting = bench.wait_for(uri).await;
+        bench.call().await.succeed_trusting(&old, &[old_root]);
+        soon(waiting).await.unwrap().unwrap();
+    }
+    let held = |bench: &Bench| [CLIENT, SERVER].map(|uri| bench.store.current(&id(uri)).unwrap());
+    // Trust is extended, then the issuer changes, then the old root goes.
+    let mut generations = vec![held(&bench)];
+    for (authority, roots) in [(&old, &both[..]), (&new, &both[..]), (&new, &[new_root][..])] {
+        rotate(&mut bench, authority, roots).await;
+        generations.push(held(&bench));
+    }
+    for (one, other) in [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (2, 3), (3, 3)] {
+        for (client, server) in [(one, other), (other, one)] {
+            let (client, server) = (&generations[client][0], &generations[server][1]);
+            connect(client, server, &[SERVER]).succeeded();
+        }
+    }
+    // Without the overlap they would not, so the above does not hold by accident.
+    let apart = connect(&generations[0][0], &generations[2][1], &[SERVER]);
+    assert!(apart.client_error.is_some());
+}
+
+#[tokio::test]
+async fn a_renewal_that_fails_while_the_root_is_replaced_leaves_the_old_certificate_in_use() {
+    let mut bench = default_bench();
+    let waiting = bench.wait_for(CLIENT).await;
+    bench.call().await.succeed(&bench.authority);
+    let old = soon(waiting).await.unwrap().unwrap();
+    bench.store.renew_all(Duration::ZERO);
+    bench.call().await.fail();
+    let retry = bench.call().await;
+    assert!(Arc::ptr_eq(&old, &soon(bench.store.certificate(&id(CLIENT))).await.unwrap()));
+    retry.succeed(&bench.authority);
 }
 
 #[tokio::test]

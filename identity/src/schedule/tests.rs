@@ -302,8 +302,154 @@ fn a_clock_set_forward_brings_renewals_forward_and_back_moves_them_back() {
     assert_eq!(bench.next(), Next::At(planned - 6 * HOUR));
     bench.now.wall -= 6 * HOUR;
     assert_eq!(bench.next(), Next::At(planned));
+    bench.pass(SHORTEST_WAIT);
     bench.now.wall += 20 * HOUR;
     assert_eq!(bench.next(), request("a"));
+}
+
+#[test]
+fn a_clock_set_beyond_the_expiry_ends_the_wait_for_a_retry() {
+    let mut bench = Bench::new(8);
+    bench.want("a", Priority::Warmup);
+    bench.start("a");
+    bench.issue("a", 24 * HOUR);
+    for _ in 0..10 {
+        bench.skip();
+        bench.start("a");
+        bench.fail("a");
+    }
+    bench.pass(SHORTEST_WAIT);
+    assert!(matches!(bench.next(), Next::At(_)));
+    bench.now.wall += 24 * HOUR;
+    bench.start("a");
+}
+
+#[test]
+fn a_connection_that_waits_is_not_put_off_by_a_change_of_the_wall_clock() {
+    let mut bench = Bench::new(1);
+    bench.want("a", Priority::Warmup);
+    bench.start("a");
+    bench.issue("a", HOUR);
+    bench.want("other", Priority::Warmup);
+    bench.start("other");
+    // The certificate has expired, and its renewal waits for the only place.
+    bench.pass(2 * HOUR);
+    assert_eq!(bench.want("a", Priority::RealTime), Wanted::Requested);
+    bench.now.wall -= 2 * HOUR;
+    assert_eq!(bench.next(), Next::Idle);
+    bench.fail("other");
+    bench.start("a");
+}
+
+#[test]
+fn when_the_roots_change_every_certificate_is_renewed_within_the_spread_and_not_all_at_once() {
+    let mut bench = Bench::new(100);
+    let names: Vec<_> = (0..100).map(|number| number.to_string()).collect();
+    for name in &names {
+        bench.want(name, Priority::Warmup);
+    }
+    for _ in &names {
+        assert!(matches!(bench.next(), Next::Request(_)));
+    }
+    names.iter().for_each(|name| assert!(bench.issue(name, 24 * HOUR)));
+    bench.pass(HOUR);
+    bench.schedule.renew_all(60 * SECOND, bench.now);
+    let (changed, mut renewed, mut waits) = (bench.now.monotonic, HashSet::new(), 0);
+    while renewed.len() < names.len() {
+        match bench.next() {
+            Next::Request(identity) => assert!(renewed.insert(identity), "renewed twice"),
+            Next::At(due) => {
+                waits += 1;
+                assert!(due <= changed + 60 * SECOND);
+                bench.pass(due - bench.now.monotonic);
+            }
+            Next::Idle => panic!("{} renewed", renewed.len()),
+        }
+    }
+    assert!(waits > 50, "{waits} moments for 100 renewals");
+    names.iter().for_each(|name| assert!(bench.issue(name, 24 * HOUR)));
+    assert!(bench.skip() > 10 * HOUR, "once is enough");
+}
+
+#[test]
+fn an_answer_that_was_under_way_when_the_roots_changed_is_renewed_too() {
+    for forget in [false, true] {
+        let mut bench = Bench::new(8);
+        bench.want("a", Priority::RealTime);
+        bench.start("a");
+        bench.schedule.renew_all(60 * SECOND, bench.now);
+        if forget {
+            bench.schedule.forget(&id("a"));
+            bench.want("a", Priority::RealTime);
+        }
+        assert!(bench.issue("a", 24 * HOUR));
+        assert!(bench.skip() <= 60 * SECOND);
+        bench.start("a");
+        bench.issue("a", 24 * HOUR);
+        assert!(bench.skip() > 10 * HOUR);
+    }
+}
+
+#[test]
+fn a_change_of_the_roots_does_not_hasten_what_is_failing() {
+    let mut bench = Bench::new(8);
+    bench.want("a", Priority::Warmup);
+    for _ in 0..8 {
+        bench.start("a");
+        bench.fail("a");
+        bench.skip();
+    }
+    bench.start("a");
+    bench.fail("a");
+    let Next::At(due) = bench.next() else { panic!("a retry") };
+    bench.schedule.renew_all(SECOND, bench.now);
+    assert_eq!(bench.next(), Next::At(due));
+}
+
+/// An authority that is down for an hour while two hundred certificates of 40 minutes are in use.
+#[test]
+fn an_outage_costs_little_and_ends_for_everybody_soon_after_the_authority_is_back() {
+    let mut bench = Bench::new(8);
+    let names: Vec<_> = (0..200).map(|number| number.to_string()).collect();
+    names.iter().for_each(|name| _ = bench.want(name, Priority::Warmup));
+    let lifetime = 40 * 60 * SECOND;
+    let (start, mut expires) = (bench.now.monotonic, HashMap::new());
+    let (down, back, end) = (start + HOUR, start + 2 * HOUR, start + 3 * HOUR);
+    let (mut failed, mut last_failure_by_name) = (0, HashMap::new());
+    let mut unserved_before_outage = 0;
+    let mut recovered = HashMap::new();
+    while bench.now.monotonic < end {
+        match bench.next() {
+            Next::Request(identity) => {
+                let (name, now) = (identity.service_account().to_owned(), bench.now.monotonic);
+                if (down..back).contains(&now) {
+                    failed += 1;
+                    last_failure_by_name.insert(name.clone(), now);
+                    bench.fail(&name);
+                } else {
+                    let held = expires.insert(name.clone(), now + lifetime);
+                    unserved_before_outage += usize::from(now < down && held.is_some_and(|held| held < now));
+                    if now >= back {
+                        recovered.entry(name.clone()).or_insert(now);
+                    }
+                    bench.issue(&name, lifetime);
+                }
+            }
+            Next::At(due) => {
+                let wait = due - bench.now.monotonic;
+                bench.pass(wait);
+            }
+            Next::Idle => panic!("nothing planned"),
+        }
+    }
+    assert_eq!(unserved_before_outage, 0);
+    assert_eq!(recovered.len(), names.len());
+    for (name, recovered) in recovered {
+        assert!(recovered - back <= LONGEST_BACKOFF.mul_f64(1.2), "{name} after {:?}", recovered - back);
+    }
+    assert_eq!(last_failure_by_name.len(), names.len(), "every certificate expired meanwhile");
+    // Eight for the growing delays, then one in two minutes or more.
+    assert!(failed <= names.len() * (8 + 30 + 1), "{failed} calls in vain");
 }
 
 #[test]

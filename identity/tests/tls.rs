@@ -8,90 +8,21 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use identity::{
-    CertificateChain, ChainError, ExpectedPeers, KeyExchange, PeerIdentityError, PeerRefused, PrivateKey,
-    Tls, TlsOptions, TlsVersions, WorkloadCertificate, WorkloadCertificateError, peer_identity,
+    CertificateChain, ChainError, ExpectedPeers, HandshakeFailure, PeerIdentityError, PeerRefused,
+    PrivateKey, Tls, TlsOptions, WorkloadCertificate, WorkloadCertificateError, peer_identity,
 };
 use rcgen::ExtendedKeyUsagePurpose;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    AlertDescription, CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, Error,
-    HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+    AlertDescription, CertificateError, CipherSuite, Error, HandshakeKind, NamedGroup, ProtocolVersion,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use support::handshake::{Handshake, connect};
+use rustls_pki_types::{CertificateDer, ServerName};
+use support::handshake::{Handshake, any_client, any_server, connect};
 use support::{Authority, CLIENT, MINUTE, SERVER, id, validity};
 
 fn refusal(error: &Error) -> &PeerRefused {
     let Error::InvalidCertificate(CertificateError::Other(reason)) = error else { panic!("{error:?}") };
     reason.0.downcast_ref().unwrap()
-}
-
-/// A client that trusts anybody and presents what it likes.
-fn any_client(credentials: Option<Arc<SingleCertAndKey>>) -> ClientConfig {
-    client_with(credentials, aws_lc_rs::default_provider(), rustls::ALL_VERSIONS)
-}
-
-fn client_with(
-    credentials: Option<Arc<SingleCertAndKey>>,
-    provider: CryptoProvider,
-    versions: &[&'static SupportedProtocolVersion],
-) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(versions)
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustAnybody));
-    match credentials {
-        Some(credentials) => builder.with_client_cert_resolver(credentials),
-        None => builder.with_no_client_auth(),
-    }
-}
-
-/// A server that asks for nothing and presents what it likes.
-fn any_server(credentials: Arc<SingleCertAndKey>) -> Arc<ServerConfig> {
-    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
-    let builder = builder.with_protocol_versions(rustls::ALL_VERSIONS).unwrap();
-    Arc::new(builder.with_no_client_auth().with_cert_resolver(credentials))
-}
-
-#[derive(Debug)]
-struct TrustAnybody;
-
-impl ServerCertVerifier for TrustAnybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-    }
 }
 
 #[test]
@@ -158,6 +89,7 @@ fn a_server_that_was_not_expected_is_refused() {
         let handshake = connect(&authority.workload(CLIENT), &authority.workload(SERVER), &[expected]);
         let error = handshake.client_refused(AlertDescription::CertificateUnknown);
         assert_eq!(refusal(&error), &PeerRefused::Unexpected { peer: id(SERVER) });
+        assert_eq!(HandshakeFailure::from(&error), HandshakeFailure::UnexpectedIdentity);
     }
 }
 
@@ -177,6 +109,7 @@ fn a_client_of_another_trust_domain_is_refused() {
     let error = handshake.server_refused(AlertDescription::CertificateUnknown);
     let ours = "cluster.local".to_owned();
     assert_eq!(refusal(&error), &PeerRefused::TrustDomain { peer: id(stranger), ours });
+    assert_eq!(HandshakeFailure::from(&error), HandshakeFailure::TrustDomain);
 }
 
 #[test]
@@ -185,22 +118,30 @@ fn a_client_without_a_certificate_is_refused() {
     let handshake = Handshake::between(Arc::new(any_client(None)), server.server_config());
     let error = handshake.server_refused(AlertDescription::CertificateRequired);
     assert_eq!(error, Error::NoCertificatesPresented);
+    assert_eq!(HandshakeFailure::from(&error), HandshakeFailure::NoCertificate);
 }
 
 /// What each leaf is refused for, as a client and as a server alike.
 fn refused_in_both_roles(
     credentials: impl Fn(&Authority) -> Arc<SingleCertAndKey>,
     alert: AlertDescription,
+    reason: HandshakeFailure,
     check: impl Fn(&Error),
 ) {
+    let check = |error: Error| {
+        assert_eq!(HandshakeFailure::from(&error), reason);
+        let told = HandshakeFailure::from(&Error::AlertReceived(alert));
+        assert_eq!(told, HandshakeFailure::OurRefused, "as the peer sees it");
+        check(&error);
+    };
     let authority = Authority::root("root");
     let client = Arc::new(any_client(Some(credentials(&authority))));
     let handshake = Handshake::between(client, authority.workload(SERVER).server_config());
-    check(&handshake.server_refused(alert));
+    check(handshake.server_refused(alert));
 
     let client = authority.workload(CLIENT).client_config(&id(SERVER).into());
     let handshake = Handshake::between(client, any_server(credentials(&authority)));
-    check(&handshake.client_refused(alert));
+    check(handshake.client_refused(alert));
 }
 
 #[test]
@@ -210,6 +151,7 @@ fn a_leaf_with_two_spiffe_names_is_refused() {
         refused_in_both_roles(
             |authority| authority.credentials(&names, |_| {}),
             AlertDescription::CertificateUnknown,
+            HandshakeFailure::NoIdentity,
             |error| assert_eq!(refusal(error), &PeerRefused::NoIdentity(PeerIdentityError::SeveralNames)),
         );
     }
@@ -220,6 +162,7 @@ fn a_leaf_without_a_spiffe_name_is_refused() {
     refused_in_both_roles(
         |authority| authority.credentials(&["https://cluster.local/ns/default/sa/server"], |_| {}),
         AlertDescription::CertificateUnknown,
+        HandshakeFailure::NoIdentity,
         |error| assert_eq!(refusal(error), &PeerRefused::NoIdentity(PeerIdentityError::NoName)),
     );
 }
@@ -229,6 +172,7 @@ fn a_spiffe_name_that_is_no_istio_identity_is_refused() {
     refused_in_both_roles(
         |authority| authority.credentials(&["spiffe://cluster.local/workload/server"], |_| {}),
         AlertDescription::CertificateUnknown,
+        HandshakeFailure::NoIdentity,
         |error| assert!(matches!(refusal(error), PeerRefused::NoIdentity(PeerIdentityError::Name(_)))),
     );
 }
@@ -241,6 +185,7 @@ fn an_expired_leaf_is_refused() {
             authority.credentials(&[SERVER], |params| validity(params, now - 2 * MINUTE, now - MINUTE))
         },
         AlertDescription::CertificateExpired,
+        HandshakeFailure::Expired,
         |error| {
             let Error::InvalidCertificate(error) = error else { panic!("{error:?}") };
             assert!(matches!(error, CertificateError::ExpiredContext { .. }), "{error:?}");
@@ -256,6 +201,7 @@ fn a_leaf_that_is_not_valid_yet_is_refused() {
             authority.credentials(&[SERVER], |params| validity(params, now + MINUTE, now + 2 * MINUTE))
         },
         AlertDescription::CertificateExpired,
+        HandshakeFailure::NotYetValid,
         |error| {
             let Error::InvalidCertificate(error) = error else { panic!("{error:?}") };
             assert!(matches!(error, CertificateError::NotValidYetContext { .. }), "{error:?}");
@@ -268,11 +214,13 @@ fn a_leaf_of_an_unknown_authority_is_refused_even_if_the_authority_has_the_name_
     refused_in_both_roles(
         |_| Authority::root("root").credentials(&[SERVER], |_| {}),
         AlertDescription::DecryptError,
+        HandshakeFailure::UnknownIssuer,
         |error| assert_eq!(*error, CertificateError::BadSignature.into()),
     );
     refused_in_both_roles(
         |_| Authority::root("stranger").credentials(&[SERVER], |_| {}),
         AlertDescription::UnknownCA,
+        HandshakeFailure::UnknownIssuer,
         |error| assert_eq!(*error, CertificateError::UnknownIssuer.into()),
     );
 }
@@ -286,6 +234,7 @@ fn a_leaf_for_another_usage_is_refused() {
             })
         },
         AlertDescription::UnsupportedCertificate,
+        HandshakeFailure::Usage,
         |error| assert_eq!(*error, CertificateError::InvalidPurpose.into()),
     );
 }
@@ -298,6 +247,7 @@ fn a_leaf_that_cannot_be_decoded_is_refused() {
             Arc::new(CertifiedKey::new(vec![garbage], Arc::new(PrivateKey::generate().unwrap())).into())
         },
         AlertDescription::BadCertificate,
+        HandshakeFailure::BadCertificate,
         |error| assert_eq!(*error, CertificateError::BadEncoding.into()),
     );
 }
@@ -370,56 +320,9 @@ fn a_client_must_offer_http2_if_it_offers_any_protocol() {
     };
     let error = connect(&[b"http/1.1"]).server_refused(AlertDescription::NoApplicationProtocol);
     assert_eq!(error, Error::NoApplicationProtocol);
+    assert_eq!(HandshakeFailure::from(&error), HandshakeFailure::Protocol);
     assert_eq!(connect(&[b"http/1.1", b"h2"]).succeeded().server.alpn_protocol(), Some(&b"h2"[..]));
     assert_eq!(connect(&[]).succeeded().server.alpn_protocol(), None);
-}
-
-#[test]
-fn tls12_is_spoken_only_if_the_operator_allows_it_and_judges_peers_alike() {
-    let authority = Authority::root("root");
-    let client = |name| {
-        let credentials = authority.credentials(&[name], |_| {});
-        Arc::new(client_with(Some(credentials), aws_lc_rs::default_provider(), &[&rustls::version::TLS12]))
-    };
-    let strict = authority.workload(SERVER).server_config();
-    Handshake::between(client(CLIENT), strict).server_refused(AlertDescription::ProtocolVersion);
-
-    let lenient = workload_with(
-        &authority,
-        SERVER,
-        TlsOptions { versions: TlsVersions::Tls12And13, ..Default::default() },
-    );
-    let handshake = Handshake::between(client(CLIENT), lenient.server_config()).succeeded();
-    assert_eq!(handshake.server.protocol_version(), Some(ProtocolVersion::TLSv1_2));
-    let stranger = client("spiffe://other.domain/ns/default/sa/client");
-    Handshake::between(stranger, lenient.server_config())
-        .server_refused(AlertDescription::CertificateUnknown);
-    connect(&lenient, &authority.workload(CLIENT), &[CLIENT]).succeeded();
-}
-
-#[test]
-fn peers_limited_to_nist_curves_or_to_the_hybrid_group_are_understood() {
-    let authority = Authority::root("root");
-    for group in [aws_lc_rs::kx_group::SECP256R1, aws_lc_rs::kx_group::SECP384R1] {
-        let provider = CryptoProvider { kx_groups: vec![group], ..aws_lc_rs::default_provider() };
-        let credentials = authority.credentials(&[CLIENT], |_| {});
-        let client = client_with(Some(credentials), provider, &[&rustls::version::TLS13]);
-        let handshake = Handshake::between(Arc::new(client), authority.workload(SERVER).server_config());
-        let handshake = handshake.succeeded();
-        assert_eq!(handshake.server.negotiated_key_exchange_group().unwrap().name(), group.name());
-    }
-    let options = TlsOptions { key_exchange: KeyExchange::HybridOnly, ..Default::default() };
-    let hybrid = workload_with(&authority, SERVER, options);
-    let handshake = connect(&authority.workload(CLIENT), &hybrid, &[SERVER]).succeeded();
-    assert_eq!(handshake.client.handshake_kind(), Some(HandshakeKind::FullWithHelloRetryRequest));
-    connect(&hybrid, &authority.workload(CLIENT), &[CLIENT]).succeeded();
-}
-
-fn workload_with(authority: &Authority, uri: &str, options: TlsOptions) -> WorkloadCertificate {
-    let key = PrivateKey::generate().unwrap();
-    let elements = authority.elements(authority.sign(&[uri], &key, |_| {}), &[&authority.root]);
-    let chain = CertificateChain::from_pem_elements(&elements).unwrap();
-    WorkloadCertificate::new(&id(uri), key, chain, &Tls::new(options), SystemTime::now()).unwrap()
 }
 
 #[test]

@@ -4,8 +4,14 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use identity::{ExpectedPeers, WorkloadCertificate, unnamed_server};
-use rustls::{AlertDescription, ClientConfig, ClientConnection, Error, ServerConfig, ServerConnection};
-use rustls_pki_types::ServerName;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::sign::SingleCertAndKey;
+use rustls::{
+    AlertDescription, ClientConfig, ClientConnection, DigitallySignedStruct, Error, ServerConfig,
+    ServerConnection, SignatureScheme, SupportedProtocolVersion,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::id;
 
@@ -106,4 +112,69 @@ pub(crate) fn connect(
 ) -> Handshake {
     let expected: ExpectedPeers = expected.iter().map(|uri| id(uri)).collect();
     Handshake::between(client.client_config(&expected), server.server_config())
+}
+/// A client that trusts anybody and presents what it likes.
+pub(crate) fn any_client(credentials: Option<Arc<SingleCertAndKey>>) -> ClientConfig {
+    client_with(credentials, aws_lc_rs::default_provider(), rustls::ALL_VERSIONS)
+}
+
+pub(crate) fn client_with(
+    credentials: Option<Arc<SingleCertAndKey>>,
+    provider: CryptoProvider,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(TrustAnybody));
+    match credentials {
+        Some(credentials) => builder.with_client_cert_resolver(credentials),
+        None => builder.with_no_client_auth(),
+    }
+}
+
+/// A server that asks for nothing and presents what it likes.
+pub(crate) fn any_server(credentials: Arc<SingleCertAndKey>) -> Arc<ServerConfig> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = builder.with_protocol_versions(rustls::ALL_VERSIONS).unwrap();
+    Arc::new(builder.with_no_client_auth().with_cert_resolver(credentials))
+}
+
+#[derive(Debug)]
+struct TrustAnybody;
+
+impl ServerCertVerifier for TrustAnybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
 }

@@ -401,3 +401,6 @@ async fn arrival(time: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

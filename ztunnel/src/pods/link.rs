@@ -127,6 +127,11 @@ impl Link {
         self.hanging_up.reset();
     }
 
+    /// Hangs up, so that the agent turns to whoever else is connected. A request that is owed an answer gets none.
+    pub(crate) fn close(&mut self) {
+        drop(self.take_connection());
+    }
+
     async fn dial(&mut self) -> LinkEvent {
         match Connection::dial(&self.agent).await {
             Ok(agent) => {

@@ -118,6 +118,8 @@ impl PodManager {
             Some(how) => how,
             None => self.follow(stop).await?,
         };
+        // What the agent wants now is for our successor.
+        self.link.close();
         for (uid, served) in self.pods.take_running() {
             self.end(uid, served, how);
         }

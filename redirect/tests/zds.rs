@@ -301,6 +301,39 @@ async fn an_add_without_its_namespace_is_refused() {
     assert!(matches!(outcome, Err(PeerError::Refused(_))));
 }
 
+#[tokio::test]
+async fn every_wrong_request_is_answered_and_then_costs_what_it_should() {
+    let keep = b"\x2a\x04\x0a\x02u1".as_slice();
+    let snapshot = b"\x1a\x00".as_slice();
+    // What comes before, the wrong request, how many namespaces come along, and how to go on.
+    let table: [(&[&[u8]], &[u8], usize, Recovery); 9] = [
+        (&[], b"\x0a\xff", 0, Recovery::Reconnect),
+        (&[], b"\x7a\x00", 0, Recovery::Reconnect),
+        (&[], ADD, 0, Recovery::Reconnect),
+        (&[], ADD, 2, Recovery::Reconnect),
+        (&[], keep, 1, Recovery::Reconnect),
+        (&[snapshot], b"\x12\x04\x12\x02u1", 1, Recovery::Reconnect),
+        (&[], b"\x0a\x04\x0a\x02u1", 1, Recovery::Exit),
+        (&[keep, snapshot], keep, 0, Recovery::Exit),
+        (&[snapshot], snapshot, 0, Recovery::Exit),
+    ];
+    for (before, wrong, descriptors, recovery) in table {
+        let (_directory, mut proxy, agent) = with_raw_agent().await;
+        for packet in before {
+            agent.send(packet, &[]);
+            proxy.next_request().await.unwrap().unwrap();
+            proxy.respond(Ok(())).await.unwrap();
+            assert_eq!(agent.receive(), b"\x0a\x00");
+        }
+        let namespace = || Netns::current().unwrap().as_fd().try_clone_to_owned().unwrap();
+        agent.send(wrong, &(0..descriptors).map(|_| namespace()).collect::<Vec<_>>());
+        let error = proxy.next_request().await.unwrap_err();
+        assert_eq!(error.recovery(), recovery, "{wrong:?}: {error:?}");
+        proxy.respond(Err(&error.to_string())).await.unwrap();
+        assert!(agent.receive().len() > 4, "{wrong:?}");
+    }
+}
+
 /// The inputs that fuzzing starts from (`fuzz/`), and a flipped bit at every place of each.
 #[test]
 fn the_fuzzing_corpus_is_read_without_a_panic() {

@@ -141,6 +141,19 @@ impl ScriptedAgent {
         request(&newest, message, Some(descriptor))
     }
 
+    /// Sends a request as it is, without a descriptor, at the newest proxy.
+    pub fn request(&self, message: RequestMessage) -> Result<Ack> {
+        let newest = self.wait_until(|state| state.proxies.last().map(|proxy| proxy.requests.clone()))?;
+        request(&newest, message, None)
+    }
+
+    /// Sends an Add that does not say which pod it is, at the newest proxy.
+    pub fn add_nameless(&self, pod: &Pod) -> Result<Ack> {
+        let message = RequestMessage::Add { uid: pod.uid(), workload: None };
+        let newest = self.wait_until(|state| state.proxies.last().map(|proxy| proxy.requests.clone()))?;
+        request(&newest, message, Some(pod.netns().as_fd().try_clone_to_owned()?))
+    }
+
     /// Deletes a pod at every proxy. Its rules stay.
     pub fn delete(&self, pod: &Pod) -> Result<Ack> {
         self.forget(pod);

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure names its line")]
 
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use lab::traffic::{self, Outcome, Server};
-use lab::{Ack, BackendChoice, Mesh, MeshFile, TwoNodes, hello};
+use lab::{Ack, BackendChoice, Lab, Mesh, MeshFile, PATIENCE, ScriptedAgent, TwoNodes, hello};
+use redirect::zds::RequestMessage;
 use tokio::sync::{mpsc, oneshot};
 
 /// A connection that stays open, and makes a round trip when asked to.
@@ -168,4 +170,88 @@ fn a_pod_that_joins_while_it_runs_keeps_its_open_connections() {
     assert_eq!(hello(&client, echo.ipv4()).unwrap(), Outcome::answered("hello"));
     let inbound = |line: &lab::AccessLine| line.text("dst.hbone_addr") == echo.ipv4().to_string();
     mesh.ztunnel(&west).unwrap().wait_for_access(inbound).unwrap();
+}
+
+#[test]
+fn an_agent_that_breaks_the_protocol_ends_the_proxy_with_status_1() {
+    type Offence = fn(&ScriptedAgent, &lab::Pod) -> lab::Result<Ack>;
+    let offences: [(&str, Offence); 3] = [
+        ("a second snapshot", |agent, _| agent.request(RequestMessage::SnapshotSent)),
+        ("Keep after the snapshot", |agent, pod| agent.request(RequestMessage::Keep { uid: pod.uid() })),
+        ("Add without a name", |agent, pod| agent.add_nameless(pod)),
+    ];
+    for (offence, commit) in offences {
+        let lab = Lab::new().unwrap();
+        let node = lab.node("node").unwrap();
+        let pod = node.pod("pod").unwrap();
+        let mut file = MeshFile::default();
+        file.enrol(&pod);
+        let mesh = Mesh::start(&file, &[&pod], BackendChoice::Nftables).unwrap();
+        let answer = commit(mesh.agent(&node).unwrap(), &pod).unwrap();
+        assert!(matches!(answer, Ack::Refused(_)), "{offence}: {answer:?}");
+        let status = mesh.ztunnel(&node).unwrap().process().wait(PATIENCE).unwrap();
+        assert_eq!(status.code(), Some(1), "{offence}");
+    }
+}
+
+#[test]
+fn a_malformed_request_costs_the_connection_to_the_agent_and_nothing_else() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    let echo = Server::start(&scene.server, 8080, traffic::echo).unwrap();
+    let connection = LongLived::open(&scene.client, echo.ipv4());
+    let agent = scene.mesh.agent(&scene.west).unwrap();
+    let snapshots = agent.snapshots();
+    let nameless = RequestMessage::Add { uid: "nobody".to_owned(), workload: None };
+    assert!(matches!(agent.request(nameless).unwrap(), Ack::Refused(_)), "no namespace came with it");
+    agent.wait_for_snapshots(snapshots + 1).unwrap();
+    scene.west_ztunnel().unwrap().wait_ready().unwrap();
+    assert!(connection.works());
+    assert_eq!(hello(&scene.client, echo.ipv4()).unwrap(), Outcome::answered("hello"));
+}
+
+#[test]
+fn a_pod_handed_over_under_anothers_name_is_refused_and_served_once_it_has_the_address() {
+    let lab = Lab::new().unwrap();
+    let (east, west) = (lab.node("east").unwrap(), lab.node("west").unwrap());
+    let (client, server) = (east.pod("client").unwrap(), west.pod("server").unwrap());
+    let stranger = east.pod("stranger").unwrap();
+    let mut file = MeshFile::default();
+    file.enrol(&client);
+    file.enrol(&server);
+    file.enrol(&stranger).workload_ips = vec!["10.99.0.1".parse().unwrap()];
+    let mesh = Mesh::start(&file, &[&client, &server], BackendChoice::Nftables).unwrap();
+    let echo = Server::start(&server, 8080, traffic::echo).unwrap();
+    let (agent, ztunnel) = (mesh.agent(&east).unwrap(), mesh.ztunnel(&east).unwrap());
+
+    let Ack::Refused(reason) = agent.enrol(&stranger, BackendChoice::Nftables).unwrap() else {
+        panic!("it is served")
+    };
+    assert!(reason.contains("10.99.0.1") && reason.contains(&stranger.ipv4().to_string()), "{reason}");
+    let line = ztunnel.wait_for_log("a pod is refused").unwrap();
+    for part in [&*stranger.uid(), "default/stranger", "10.99.0.1", &stranger.ipv4().to_string()] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert_eq!(hello(&stranger, echo.ipv4()).unwrap(), Outcome::Refused);
+    assert_eq!(hello(&client, echo.ipv4()).unwrap(), Outcome::answered("hello"));
+
+    // The network plugin had been late. The proxy looks again by itself.
+    stranger.ip("addr add 10.99.0.1/32 dev eth0").unwrap();
+    lab::wait_until(|| hello(&stranger, echo.ipv4()).unwrap() == Outcome::answered("hello")).unwrap();
+}
+
+#[test]
+fn a_pod_in_a_new_sandbox_under_the_same_uid_is_served_there() {
+    let scene = TwoNodes::new(BackendChoice::Nftables).unwrap();
+    let echo = Server::start(&scene.server, 8080, traffic::echo).unwrap();
+    let connection = LongLived::open(&scene.client, echo.ipv4());
+    // The same pod to agent and mesh, elsewhere: a namespace with the same address.
+    let sandbox = scene.east.pod("sandbox").unwrap();
+    lab::apply_rules(&sandbox, BackendChoice::Nftables).unwrap();
+    sandbox.ip(&format!("addr add {}/32 dev lo", scene.client.ipv4())).unwrap();
+    let agent = scene.mesh.agent(&scene.east).unwrap();
+    let descriptor = sandbox.netns().as_fd().try_clone_to_owned().unwrap();
+    assert_eq!(agent.add_descriptor(&scene.client, descriptor).unwrap(), Ack::Accepted);
+    lab::wait_until(|| !connection.works()).unwrap();
+    assert_eq!(hello(&sandbox, echo.ipv4()).unwrap(), Outcome::answered("hello"));
+    lab::wait_until(|| hello(&scene.client, echo.ipv4()).unwrap() == Outcome::Refused).unwrap();
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure names its line")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lab::traffic::{self, Outcome, Server};
@@ -181,4 +183,128 @@ fn a_pod_can_change_proxies_without_losing_a_connection() {
     assert_eq!(old.wait(PATIENCE).unwrap().code(), Some(0));
     assert_eq!(hello(&client, echo.ipv4()).unwrap(), Outcome::answered("hello"));
     successor.wait_for_access(|line| line.text("direction") == "inbound").unwrap();
+}
+
+/// What became of many short connections.
+#[derive(Debug, Default)]
+struct Tally {
+    served: usize,
+    failed: Vec<Outcome>,
+}
+
+/// Makes one short connection after another, `lanes` at a time, until told to stop.
+fn hammer(
+    from: &lab::Pod,
+    target: std::net::SocketAddr,
+    lanes: usize,
+    enough: &Arc<AtomicBool>,
+) -> lab::Task<Tally> {
+    let enough = enough.clone();
+    from.spawn(async move || {
+        let lanes = (0..lanes).map(|_| lane(target, &enough));
+        let tallies = futures_util::future::try_join_all(lanes).await?;
+        Ok(tallies.into_iter().fold(Tally::default(), |mut sum, tally| {
+            sum.served += tally.served;
+            sum.failed.extend(tally.failed);
+            sum
+        }))
+    })
+}
+
+async fn lane(target: std::net::SocketAddr, enough: &AtomicBool) -> lab::Result<Tally> {
+    let mut tally = Tally::default();
+    while !enough.load(Ordering::Relaxed) {
+        match traffic::outcome(target, b"hello").await? {
+            outcome if outcome == Outcome::answered("hello") => tally.served += 1,
+            outcome => tally.failed.push(outcome),
+        }
+    }
+    Ok(tally)
+}
+
+#[test]
+fn proxies_are_swapped_under_load_without_a_refused_or_reset_connection() {
+    const LANES: usize = 24;
+    const SWAPS: usize = 6;
+    let lab = Lab::new().unwrap();
+    let (east, west) = (lab.node("east").unwrap(), lab.node("west").unwrap());
+    let (client, server) = (east.pod("client").unwrap(), west.pod("server").unwrap());
+    let outsider = east.pod("outsider").unwrap();
+    let mut file = MeshFile::default();
+    file.enrol(&client);
+    file.enrol(&server);
+    let options = ZtunnelOptions { drain: PATIENCE, log: "warn".to_owned(), ..ZtunnelOptions::default() };
+    let mesh = Mesh::start_with(&file, &[&client, &server], BackendChoice::Nftables, &options).unwrap();
+    let echo = Server::start(&server, 8080, traffic::echo).unwrap();
+
+    let enough = Arc::new(AtomicBool::new(false));
+    // Through the client's 15001 and the server's 15008, and in plaintext through its 15006.
+    let clients = [&client, &outsider].map(|pod| hammer(pod, echo.ipv4(), LANES, &enough));
+    let mut successors = Vec::new();
+    for swap in 0..SWAPS {
+        for node in [&west, &east] {
+            let home = node.pod(&format!("ztunnel-{swap}")).unwrap();
+            let successor = lab::Ztunnel::shared_in(&home, node, &file, &options).unwrap();
+            successor.wait_ready().unwrap();
+            let previous = successors.iter().rev().find(|(name, _)| name == node.name());
+            let previous = previous.map_or_else(|| mesh.ztunnel(node).unwrap(), |(_, ztunnel)| ztunnel);
+            assert_eq!(previous.terminate(PATIENCE).unwrap().code(), Some(0), "{}", previous.output());
+            successors.push((node.name().to_owned(), successor));
+        }
+    }
+    enough.store(true, Ordering::Relaxed);
+    let tallies = clients.map(|client| client.join().unwrap());
+    for Tally { served, failed } in &tallies {
+        assert!(
+            failed.is_empty(),
+            "{} of {} failed: {:?}",
+            failed.len(),
+            served + failed.len(),
+            &failed[..failed.len().min(5)]
+        );
+        assert!(*served > 1_000, "only {served} connections: not much of a load");
+    }
+}
+
+#[test]
+fn connections_whose_handshake_is_not_complete_move_to_the_next_proxy() {
+    const HALF_OPEN: usize = 60;
+    let options = ZtunnelOptions { drain: PATIENCE, ..ZtunnelOptions::default() };
+    let scene = TwoNodes::with(BackendChoice::Nftables, &options, |_, _| Ok(())).unwrap();
+    let echo = Server::start(&scene.server, 8080, traffic::echo).unwrap();
+    let mut file = MeshFile::default();
+    file.enrol(&scene.server);
+    let home = scene.west.pod("ztunnel-new").unwrap();
+    let successor = lab::Ztunnel::shared_in(&home, &scene.west, &file, &options).unwrap();
+    successor.wait_ready().unwrap();
+
+    // The last packet of the handshake gets lost, so the connection waits on the listener that was chosen for it: for
+    // about a half of them that of the old proxy.
+    let rule = "type filter hook output priority 0; tcp dport 8080 tcp flags & (syn | ack) == ack drop;";
+    let outsider = &scene.outsider;
+    outsider
+        .feed("nft", &["-f", "-"], &format!("table inet lossy {{ chain output {{ {rule} }}; }}"))
+        .unwrap();
+    let (opened, all_opened) = std::sync::mpsc::channel();
+    let (go_on, goes_on) = tokio::sync::oneshot::channel::<()>();
+    let target = echo.ipv4();
+    let clients = outsider.spawn(async move || {
+        let mut streams = Vec::new();
+        for _ in 0..HALF_OPEN {
+            streams.push(traffic::connect(target).await?);
+        }
+        opened.send(())?;
+        goes_on.await?;
+        let mut served = 0;
+        for stream in &mut streams {
+            served += usize::from(traffic::round_trip(stream, b"hello").await.is_ok());
+        }
+        Ok(served)
+    });
+    all_opened.recv_timeout(PATIENCE).unwrap();
+    let old = scene.west_ztunnel().unwrap();
+    assert_eq!(old.terminate(PATIENCE).unwrap().code(), Some(0), "{}", old.output());
+    outsider.feed("nft", &["-f", "-"], "delete table inet lossy").unwrap();
+    go_on.send(()).unwrap();
+    assert_eq!(clients.join().unwrap(), HALF_OPEN);
 }

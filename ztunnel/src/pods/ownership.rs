@@ -6,6 +6,10 @@
 //!
 //! This guards against mistakes: a descriptor that went with the wrong name, a namespace that has changed hands, a
 //! description that is out of date. It is no defence against a pod that may give itself addresses.
+//!
+//! The source address of a single connection is not asked for. Only what is in the namespace reaches its outbound
+//! listener, and not all of that has the namespace's addresses: what a pod forwards for virtual machines or containers
+//! inside it comes from theirs, and has the pod's identity all the same.
 
 use std::fmt;
 use std::io;

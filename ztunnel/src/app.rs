@@ -1,22 +1,42 @@
 //! The wiring: makes each part once, in the order of their needs, waits, and takes them down again.
+//!
+//! ```text
+//!   configuration -> mesh <-------------- control plane (xDS)
+//!                     |                          |
+//!                     |    certificates <-- authority (CA)
+//!                     v          v
+//!                    workers, each with its pods <-- node agent (ZDS)
+//! ```
+//!
+//! All of it but the workers lives on the thread that calls [`run`]. Losing the control plane, the authority or the agent
+//! takes nothing down: each is tried again by itself, and what is known goes on to be used.
+
+mod observe;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use identity::{CertificateStore, LocalCa, StoreOptions, Tls};
+use identity::{CaClient, CertificateStore, Issuer, LocalCa, OnBehalfOf, Revocations, StoreOptions, Tls};
 use redirect::socket::ListenError;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use xds_client::discovery::Node;
+use xds_client::{Client, Demand, Mode};
 
-use crate::config::{CaSource, Config, MeshSource, ProxyMode};
-use crate::pods::{AgentMisbehaved, PodManager};
+use crate::config::{AddressDemand, CaSource, Config, MeshSource, ProxyMode, XdsConfig};
+use crate::control_plane::{ControlPlane, RootWatch, SharedChannel};
+use crate::pods::{AgentMisbehaved, PodEvents, PodManager};
 use crate::proxy::{BoundPod, Listener, Stop};
-use crate::readiness::{self, Probes, Readiness};
+use crate::readiness::{self, Probes, Readiness, Task};
 use crate::shutdown::StopSignals;
 use crate::state::route::RouteConfig;
+use crate::state::xds::XdsState;
 use crate::state::{Mesh, MeshState, StaticConfig, StaticConfigError};
 use crate::worker::{Shared, Workers};
+use observe::{Observed, Observers};
 
 /// Why the proxy could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -35,17 +55,19 @@ pub enum AppError {
     /// The description of the mesh is wrong.
     #[error("the description of the mesh is wrong")]
     Mesh(#[from] StaticConfigError),
-    /// The configuration names a control plane or a remote certificate authority.
-    #[error(
-        "this version runs without a control plane: set XDS_ADDRESS to nothing, and LOCAL_CA_PATH to a directory"
-    )]
-    ControlPlane,
     /// The local certificate authority cannot be used.
     #[error("the local certificate authority in LOCAL_CA_PATH cannot be used")]
     LocalCa(#[from] identity::LocalCaError),
-    /// The readiness port cannot be used.
-    #[error("cannot serve readiness on port {}", readiness::PORT)]
-    Readiness(#[source] io::Error),
+    /// A port of ours cannot be used.
+    #[error("cannot serve {what} on port {port}")]
+    Port {
+        /// What is served there.
+        what: &'static str,
+        /// The port.
+        port: u16,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A listener of the dedicated proxy cannot be bound.
     #[error("the proxy of this workload cannot start")]
     Listen(#[from] ListenError),
@@ -58,7 +80,7 @@ pub enum AppError {
 }
 
 /// Runs the proxy until it is told to stop and has drained. Blocks the calling thread, which becomes the control
-/// thread: mesh state, certificates, node agent and readiness live on it, so none of them delays a byte.
+/// thread: mesh state, certificates, node agent and what operators see live on it, so none of them delays a byte.
 pub fn run(config: Config) -> Result<(), AppError> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(control(config))
@@ -73,76 +95,208 @@ async fn control(config: Config) -> Result<(), AppError> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, workers = config.workers, descriptors, "starting"
     );
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
 
     let readiness = Readiness::default();
-    let mesh_ready = readiness.register("state manager");
-    let proxy_ready = readiness.register("proxy");
-    let probes =
-        Probes::bind(config.sockets.families.wildcard(readiness::PORT)).map_err(AppError::Readiness)?;
-    let probes = tokio::task::spawn_local(probes.serve(readiness.clone()));
+    let ready = Tasks::register(&readiness);
+    // Everything that runs beside the pods. Ends with this function.
+    let mut beside = JoinSet::new();
+    let observers = Observers::bind(&config)?;
+    let probes = Probes::bind(config.sockets.families.wildcard(readiness::PORT))
+        .map_err(|source| AppError::Port { what: "readiness", port: readiness::PORT, source })?;
+    beside.spawn_local(probes.serve(readiness.clone()));
 
-    let CaSource::Local(local_ca) = &config.ca else { return Err(AppError::ControlPlane) };
-    let mesh = read_mesh(&config)?;
-    mesh_ready.done();
-    let ca = LocalCa::open(local_ca, config.certificate_ttl)?;
-    let (certificates, renewals) =
-        CertificateStore::new(Arc::new(ca), Tls::new(config.tls), StoreOptions::default());
-    let renewals = tokio::task::spawn_local(renewals.run(std::future::pending()));
     let config = Arc::new(config);
+    let mesh = Arc::new(MeshState::new(read_mesh(&config)?));
+    let (revocations, certificates) = identities(&config, &mut beside)?;
+    let events = Arc::new(PodEvents::default());
+    let observed = Observed {
+        config: &config,
+        mesh: &mesh,
+        certificates: &certificates,
+        revocations: &revocations,
+        events: &events,
+    };
+    let xds_metrics = observers.serve(observed, &mut beside);
+    let (known, mesh_known) = watch::channel(false);
+    let demand = match &config.xds {
+        Some(xds) => {
+            let tls = Tls::new(config.tls);
+            follow_control_plane(
+                xds,
+                tls,
+                mesh.clone(),
+                xds_metrics,
+                Known { known, ready: ready.mesh },
+                &mut beside,
+            )
+        }
+        None => {
+            Known { known, ready: ready.mesh }.tell();
+            None
+        }
+    };
+
     let routing = RouteConfig { network: config.network.clone(), illegal_ports: Listener::OWN_PORTS.into() };
-    let shared =
-        Arc::new(Shared { config: config.clone(), mesh: MeshState::new(mesh), routing, certificates });
+    let shared = Arc::new(Shared { config: config.clone(), mesh, routing, certificates, demand });
     let workers = Workers::start(config.workers, &shared)?;
 
     let (stop, stopping) = watch::channel(None);
     let served = async {
         match &config.mode {
             ProxyMode::Shared { agent } => {
-                let ready = readiness.register("workload proxy manager");
-                proxy_ready.done();
-                let handles = workers.handles().clone();
-                let manager = PodManager::new(agent, shared.clone(), handles, Arc::default(), ready);
-                // The mesh has been read.
-                manager.run(std::future::ready(()), stopped(stopping)).await.map_err(AppError::from)
+                let agent_ready = readiness.register("workload proxy manager");
+                ready.proxy.done();
+                let manager =
+                    PodManager::new(agent, shared.clone(), workers.handles().clone(), events, agent_ready);
+                manager.run(is_known(mesh_known), stopped(stopping)).await.map_err(AppError::from)
             }
             ProxyMode::Dedicated { workload } => {
                 let bound = BoundPod::bind(workload.clone(), None, &config.sockets)?;
                 let pod = bound.serve(workers.handles()).await;
-                proxy_ready.done();
+                ready.proxy.done();
                 pod.stop(stopped(stopping).await).await;
                 Ok(())
             }
         }
     };
-    let outcome = tokio::select! {
+    tokio::select! {
         outcome = served => outcome,
         () = tell(&mut signals, &stop, &config) => Ok(()),
-    };
-    renewals.abort();
-    probes.abort();
-    outcome
+    }
 }
 
-fn read_mesh(config: &Config) -> Result<Mesh, AppError> {
-    if config.xds.is_some() {
-        return Err(AppError::ControlPlane);
+/// What readiness waits for from the start.
+struct Tasks {
+    mesh: Task,
+    proxy: Task,
+}
+
+impl Tasks {
+    fn register(readiness: &Readiness) -> Self {
+        Self { mesh: readiness.register("state manager"), proxy: readiness.register("proxy") }
     }
-    let (name, document) = match &config.mesh {
-        None => return Err(AppError::ControlPlane),
-        Some(MeshSource::Inline(document)) => ("LOCAL_XDS".to_owned(), document.clone()),
-        Some(MeshSource::File(path)) => {
+}
+
+/// Whoever waits for the mesh to be known.
+struct Known {
+    known: watch::Sender<bool>,
+    ready: Task,
+}
+
+impl Known {
+    fn tell(&self) {
+        self.ready.done();
+        self.known.send_replace(true);
+    }
+}
+
+/// Certificates are spread over this long when the trust roots change: every workload gets new ones.
+const RENEWAL_SPREAD: Duration = Duration::from_secs(10);
+
+/// The certificates of our pods, and who has lost the right to theirs.
+fn identities(
+    config: &Config,
+    beside: &mut JoinSet<()>,
+) -> Result<(Revocations, CertificateStore), AppError> {
+    let revocations = match &config.crl {
+        None => Revocations::disabled(),
+        Some(path) => {
+            let (revocations, driver) = Revocations::watch_file(path);
+            beside.spawn_local(driver.run(std::future::pending()));
+            revocations
+        }
+    };
+    let tls = Tls::new(config.tls);
+    let issuer: Arc<dyn Issuer> = match &config.ca {
+        CaSource::Local(path) => Arc::new(LocalCa::open(path, config.certificate_ttl)?),
+        CaSource::Remote(peer) => {
+            let on_behalf_of = match config.mode {
+                ProxyMode::Shared { .. } => OnBehalfOf::Workloads,
+                ProxyMode::Dedicated { .. } => OnBehalfOf::Ourselves,
+            };
+            let channel = SharedChannel::new(ControlPlane::new(peer.clone(), tls.clone()));
+            Arc::new(CaClient::new(channel, config.certificate_ttl, on_behalf_of))
+        }
+    };
+    let tls = tls.with_revocations(revocations.clone());
+    let (certificates, renewals) = CertificateStore::new(issuer, tls, StoreOptions::default());
+    beside.spawn_local(renewals.run(std::future::pending()));
+    if let CaSource::Remote(peer) = &config.ca {
+        let (mut roots, certificates) = (RootWatch::new(&peer.roots), certificates.clone());
+        beside.spawn_local(async move {
+            loop {
+                roots.changed().await;
+                tracing::info!("the trust roots have changed: renewing all certificates");
+                certificates.renew_all(RENEWAL_SPREAD);
+            }
+        });
+    }
+    Ok((revocations, certificates))
+}
+
+/// Keeps `mesh` as the control plane describes it. The handle is for single addresses, where not all are subscribed to.
+fn follow_control_plane(
+    xds: &XdsConfig,
+    tls: Tls,
+    mesh: Arc<MeshState>,
+    metrics: crate::metrics::XdsMetrics,
+    known: Known,
+    beside: &mut JoinSet<()>,
+) -> Option<Demand> {
+    let node =
+        Node { id: xds.node.id.clone(), cluster: String::new(), metadata: Some(xds.node.metadata.clone()) };
+    let mode = match xds.addresses {
+        AddressDemand::Everything => Mode::Wildcard,
+        AddressDemand::OnDemand => Mode::OnDemand,
+    };
+    let state = XdsState::new(mesh, move |event| {
+        metrics.observe(event);
+        if *event == xds_client::Event::Synchronized {
+            known.tell();
+        }
+    });
+    let config = xds_client::Config::new(node, mode);
+    let client = Client::new(config, ControlPlane::new(xds.peer.clone(), tls), state);
+    let demand = client.demand();
+    beside.spawn_local(client.run(std::future::pending()));
+    demand
+}
+
+/// What is described locally, for a start.
+fn read_mesh(config: &Config) -> Result<Mesh, AppError> {
+    let mut mesh = Mesh::new(config.node.clone());
+    if let Some(source) = &config.mesh {
+        let (name, description) = read_description(source)?;
+        for warning in &description.warnings {
+            tracing::warn!("{name}{warning}");
+        }
+        description.apply(&mut mesh);
+    }
+    Ok(mesh)
+}
+
+/// The local description as it is now, and what it is called in messages.
+fn read_description(source: &MeshSource) -> Result<(String, StaticConfig), AppError> {
+    let (name, document) = match source {
+        MeshSource::Inline(document) => ("LOCAL_XDS".to_owned(), document.clone()),
+        MeshSource::File(path) => {
             let read = std::fs::read_to_string(path);
             let document = read.map_err(|source| AppError::MeshFile { path: path.clone(), source })?;
             (path.display().to_string(), document)
         }
     };
     let description = StaticConfig::parse(&name, &document)?;
-    for warning in &description.warnings {
-        tracing::warn!("{name}{warning}");
+    Ok((name, description))
+}
+
+async fn is_known(mut known: watch::Receiver<bool>) {
+    if known.wait_for(|known| *known).await.is_err() {
+        // The control plane's client is gone, which happens when the process ends.
+        std::future::pending().await
     }
-    let mut mesh = Mesh::new(config.node.clone());
-    description.apply(&mut mesh);
-    Ok(mesh)
 }
 
 /// How the process is to stop, once it is.

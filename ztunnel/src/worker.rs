@@ -24,11 +24,13 @@ pub(crate) struct Shared {
     /// The configuration.
     pub(crate) config: Arc<crate::config::Config>,
     /// What the mesh looks like now.
-    pub(crate) mesh: MeshState,
+    pub(crate) mesh: Arc<MeshState>,
     /// What routing knows of this proxy.
     pub(crate) routing: RouteConfig,
     /// Our pods' certificates.
     pub(crate) certificates: identity::CertificateStore,
+    /// Asks the control plane for what is not known. `None`: what is not known does not exist.
+    pub(crate) demand: Option<xds_client::Demand>,
 }
 
 /// Something to do on a worker's thread.

@@ -57,8 +57,8 @@ impl Section {
     /// The sections that the parameter `section` of a query asks for, a comma list; without it all. Of several the last
     /// counts; other parameters are ignored.
     pub(super) fn from_query(query: &str) -> Result<BTreeSet<Self>, UnknownSection> {
-        let parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
-        let Some((_, list)) = parameters.filter(|(name, _)| *name == "section").next_back() else {
+        let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
+        let Some((_, list)) = parameters.rfind(|(name, _)| *name == "section") else {
             return Ok(Self::ALL.into());
         };
         // No key needs to be encoded; a comma between them may be.

@@ -7,6 +7,7 @@
 //! Nothing here retries: a failed attempt is an error that names its step, and whoever asked decides when to ask again.
 
 mod channel;
+mod connect;
 mod credentials;
 mod endpoint;
 mod root_watch;

@@ -47,7 +47,7 @@ impl Scene {
             CertificateStore::new(Arc::new(ca), Tls::new(config.tls), StoreOptions::default());
         let routing = RouteConfig { network: config.network.clone(), illegal_ports: [].into() };
         let mesh = MeshState::new(Mesh::new(config.node.clone()));
-        let shared = Arc::new(Shared { config, mesh, routing, certificates });
+        let shared = Arc::new(Shared { config, mesh: Arc::new(mesh), routing, certificates, demand: None });
         let path = directory.path().join("agent.sock");
         Self {
             workers: Workers::start(1, &shared).unwrap(),

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use identity::SpiffeId;
+use xds_client::{Demand, Demanded};
 
 use super::accept::{Accepted, Listener};
 use super::pod::LocalPod;
-use crate::state::Mesh;
 use crate::state::inbound::InboundError;
 use crate::state::model::{Service, Workload};
 use crate::state::route::{self, Family, Route, RouteError, Target};
+use crate::state::{Mesh, MeshState};
 
 /// How long a pod's first connections wait for the mesh to know the pod.
 const WORKLOAD_PATIENCE: Duration = Duration::from_secs(5);
@@ -65,12 +66,16 @@ pub(crate) async fn local_workload(pod: &LocalPod) -> Result<Arc<Workload>, Clas
 }
 
 /// Where a connection goes that the pod's application opened.
-pub(crate) fn outbound(
+pub(crate) async fn outbound(
     pod: &LocalPod,
     source: &Workload,
     accepted: &Accepted,
 ) -> Result<Route, ClassifyError> {
     let shared = pod.worker.shared();
+    if let Some(demand) = &shared.demand {
+        let unknown = |mesh: &Mesh| route::unknown(mesh, &shared.routing, source, accepted.destination);
+        learn(&shared.mesh, demand, unknown).await;
+    }
     // Seeded from the generator that each thread has.
     let mut rng = fastrand::Rng::new();
     let route = route::route(
@@ -82,6 +87,20 @@ pub(crate) fn outbound(
         &mut rng,
     )?;
     Ok(route)
+}
+
+/// Names that one connection may ask the control plane for: the destination, its waypoint, that of its gateway, and one
+/// more if one of them changes meanwhile.
+const MOST_DEMANDS: usize = 4;
+
+/// Asks the control plane for what is `unknown`, one thing after another. What it does not know stays unknown.
+pub(super) async fn learn(mesh: &MeshState, demand: &Demand, unknown: impl Fn(&Mesh) -> Option<String>) {
+    for _ in 0..MOST_DEMANDS {
+        let Some(name) = unknown(&mesh.load()) else { return };
+        if demand.wait(&name).await != Demanded::Found {
+            return;
+        }
+    }
 }
 
 /// The address of a target; looks it up if it only has a name.

@@ -10,7 +10,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use super::authorize::authorize;
-use super::classify::{self, ClassifyError};
+use super::classify::{self, ClassifyError, learn};
 use super::copy::{self, Transfer};
 use super::error::ConnectionError;
 use super::inbound_tunnel::InboundTunnel;
@@ -106,6 +106,10 @@ async fn decide(
     let authority = request.authority().map_err(RequestRefused::Authority)?;
     let workload = classify::local_workload(pod).await?;
     let shared = pod.worker.shared();
+    if let Some(demand) = &shared.demand {
+        let local = tunnel.local.ip();
+        learn(&shared.mesh, demand, |mesh| unknown(mesh, &shared.routing.network, local, &authority)).await;
+    }
     let mesh = shared.mesh.load();
     let asked = match &authority {
         Authority::Address(address) => inbound::Authority::Address(*address),
@@ -117,6 +121,15 @@ async fn decide(
     let hop =
         inbound::next_hop(&mesh, &shared.routing, &workload, local, asked).map_err(ClassifyError::from)?;
     Ok(Plan { mesh, workload, authority, hop })
+}
+
+/// What the authority names and the mesh does not know yet, as the control plane can be asked for it.
+fn unknown(mesh: &Mesh, network: &str, local: IpAddr, authority: &Authority) -> Option<String> {
+    let Authority::Address(address) = authority else { return None };
+    let address = address.ip().to_canonical();
+    // A hostname comes without its namespace, under which alone it could be asked for.
+    (address != local && mesh.find_address(network, address, None).is_none())
+        .then(|| format!("{network}/{address}"))
 }
 
 impl Plan {

@@ -61,7 +61,7 @@ enum Way {
 
 async fn decide(pod: &LocalPod, accepted: &Accepted) -> Result<Plan, ClassifyError> {
     let source = classify::local_workload(pod).await?;
-    match classify::outbound(pod, &source, accepted)? {
+    match classify::outbound(pod, &source, accepted).await? {
         Route::Plain(PlainRoute { target, workload, service }) => {
             let address = classify::resolve(&target).await?;
             Ok(Plan { source, destination: workload, service, way: Way::Plain(address) })

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 /// Items in ascending order, no two of them equal. The order is the list's whole memory: it does not depend on the
 /// order in which the items came.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) enum CowList<T> {
+    #[default]
     Empty,
     One(T),
     /// At least two.
@@ -75,12 +76,6 @@ impl<T: Clone + Ranked> CowList<T> {
                 true
             }
         }
-    }
-}
-
-impl<T> Default for CowList<T> {
-    fn default() -> Self {
-        Self::Empty
     }
 }
 

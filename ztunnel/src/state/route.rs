@@ -185,6 +185,31 @@ pub fn route(
     router.decide(rng)
 }
 
+/// The first thing that has to be known before the connection can be routed, and is not: the name under which the control
+/// plane can be asked for it. For meshes that are only known in part.
+pub fn unknown(
+    mesh: &Mesh,
+    config: &RouteConfig,
+    source: &Workload,
+    destination: SocketAddr,
+) -> Option<String> {
+    let address = destination.ip().to_canonical();
+    let is_unknown = |gateway: &&Arc<GatewayAddress>| mesh.find_gateway(gateway).is_none();
+    let gateway = match mesh.find_address(&config.network, address, Some(&source.namespace)) {
+        None => return Some(format!("{}/{address}", config.network)),
+        Some(Owner::Workload(workload)) => {
+            workload.waypoint.iter().chain(&workload.network_gateway).find(is_unknown)
+        }
+        Some(Owner::Service(service)) => {
+            let weighted = service.weighted_waypoints.iter().map(|waypoint| &waypoint.destination);
+            let networks =
+                mesh.endpoints(service).filter_map(|endpoint| endpoint.workload.network_gateway.as_ref());
+            service.waypoint.iter().chain(weighted).chain(networks).find(is_unknown)
+        }
+    };
+    gateway.map(|gateway| gateway.destination.to_string())
+}
+
 struct Router<'a> {
     mesh: &'a Mesh,
     config: &'a RouteConfig,

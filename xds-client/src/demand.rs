@@ -1,8 +1,8 @@
 //! Lookups that wait for the control plane: the handle for other threads, and the book of who waits.
 //!
 //! A lookup that finds nothing asks for the name and waits until a response has been committed that settles it, under this
-//! name or an alias. Whoever waits for the same name shares one request. That there is none is remembered for a moment, so
-//! that a busy client of an address outside of the mesh does not ask for each connection.
+//! name or an alias. Whoever waits for the same name shares one request. An answer is remembered for a moment, so that a
+//! busy client of an address outside of the mesh does not ask for each connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +13,10 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long somebody waits. A connection waits along, so it is a few seconds.
 const WAIT: Duration = Duration::from_secs(3);
-/// How long a miss is remembered. A pod that starts is found by the first connection after this at the latest.
-const MISS: Duration = Duration::from_secs(2);
-/// Misses remembered at once. The oldest makes room.
-const MAX_MISSES: usize = 4096;
+/// How long an answer is remembered. A pod that starts is found by the first connection after this at the latest.
+const MEMORY: Duration = Duration::from_secs(2);
+/// Answers remembered at once. The oldest makes room.
+const MAX_REMEMBERED: usize = 4096;
 /// Waiters at once, over all names.
 const MAX_WAITERS: usize = 4096;
 
@@ -127,7 +127,7 @@ struct Book {
     count: usize,
     /// Names to be asked for. Some may have lost their waiters, or occur again, since.
     unasked: VecDeque<Arc<str>>,
-    misses: Misses,
+    settled: Settled,
     closed: bool,
 }
 
@@ -148,8 +148,8 @@ impl Book {
         if self.closed || self.count >= MAX_WAITERS || self.unasked.len() >= MAX_WAITERS {
             return Joined::Settled(Demanded::Unavailable);
         }
-        if self.misses.contains(name, now) {
-            return Joined::Settled(Demanded::Absent);
+        if let Some(answer) = self.settled.recall(name, now) {
+            return Joined::Settled(answer);
         }
         let (sender, receiver) = oneshot::channel();
         self.count += 1;
@@ -187,8 +187,8 @@ impl Book {
 
     fn answer(&mut self, name: &str, answer: Demanded, now: Instant) {
         match answer {
-            Demanded::Absent => self.misses.add(name, now + MISS),
-            Demanded::Found => self.misses.forget(name),
+            // Also what was found: who asks for it again has looked, and it was not what is looked for.
+            Demanded::Found | Demanded::Absent => self.settled.remember(name, answer, now),
             Demanded::TimedOut | Demanded::Unavailable => {}
         }
         let waiters = self.waiters.remove(name);
@@ -207,36 +207,40 @@ impl Book {
     }
 }
 
-/// Names that the control plane did not know, each until its moment.
+/// Recent answers of the control plane.
 #[derive(Debug, Default)]
-struct Misses {
-    until: HashMap<Arc<str>, Instant>,
-    /// All that were added, the oldest first; a name may occur again, and may have been forgotten.
+struct Settled {
+    answers: HashMap<Arc<str>, (Demanded, Instant)>,
+    /// All that were added, the oldest first, with the end of their time. A name may occur again.
     order: VecDeque<(Instant, Arc<str>)>,
 }
 
-impl Misses {
-    fn contains(&self, name: &str, now: Instant) -> bool {
-        self.until.get(name).is_some_and(|until| now < *until)
+impl Settled {
+    fn recall(&self, name: &str, now: Instant) -> Option<Demanded> {
+        let (answer, until) = self.answers.get(name)?;
+        (now < *until).then_some(*answer)
     }
 
-    fn add(&mut self, name: &str, until: Instant) {
-        let now = until - MISS;
-        while self.order.len() >= MAX_MISSES || self.order.front().is_some_and(|(until, _)| *until <= now) {
+    fn remember(&mut self, name: &str, answer: Demanded, now: Instant) {
+        while self.order.len() >= MAX_REMEMBERED || self.order.front().is_some_and(|(until, _)| *until <= now)
+        {
             let Some((until, oldest)) = self.order.pop_front() else { break };
-            if self.until.get(&oldest) == Some(&until) {
-                self.until.remove(&oldest);
+            if self.answers.get(&oldest).is_some_and(|(_, latest)| *latest == until) {
+                self.answers.remove(&oldest);
             }
         }
         let name: Arc<str> = name.into();
+        let until = now + MEMORY;
         self.order.push_back((until, Arc::clone(&name)));
-        self.until.insert(name, until);
-    }
-
-    fn forget(&mut self, name: &str) {
-        self.until.remove(name);
+        self.answers.insert(name, (answer, until));
     }
 }
+
+/// For any thread, as promised.
+const _: fn() = || {
+    fn shared<T: Send + Sync + Clone>() {}
+    shared::<Demand>();
+};
 
 #[cfg(test)]
 mod tests {
@@ -271,16 +275,17 @@ mod tests {
     }
 
     #[test]
-    fn a_miss_is_remembered_for_a_moment_and_forgotten_when_the_name_appears() {
+    fn the_latest_answer_is_remembered_for_a_moment() {
         let mut book = Book::default();
         let now = Instant::now();
+        let last = now + MEMORY - Duration::from_millis(1);
         book.answer("n", Demanded::Absent, now);
-        assert_eq!(settled(book.join("n", now + MISS - Duration::from_millis(1))), Demanded::Absent);
-        drop(waiting(book.join("n", now + MISS)));
-        book.leave("n");
-        book.answer("n", Demanded::Absent, now);
+        assert_eq!(settled(book.join("n", last)), Demanded::Absent);
         book.answer("n", Demanded::Found, now);
-        waiting(book.join("n", now));
+        assert_eq!(settled(book.join("n", last)), Demanded::Found);
+        waiting(book.join("n", now + MEMORY));
+        book.answer("other", Demanded::TimedOut, now);
+        waiting(book.join("other", now));
     }
 
     #[test]
@@ -292,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn waiters_and_misses_are_bounded() {
+    fn waiters_and_memory_are_bounded() {
         let mut book = Book::default();
         let now = Instant::now();
         let all: Vec<_> = (0..MAX_WAITERS).map(|n| waiting(book.join(&n.to_string(), now))).collect();
@@ -302,10 +307,10 @@ mod tests {
             book.leave(&n.to_string());
         }
         while book.next().is_some() {}
-        for n in 0..2 * MAX_MISSES {
+        for n in 0..2 * MAX_REMEMBERED {
             book.answer(&n.to_string(), Demanded::Absent, now);
         }
-        assert_eq!((book.misses.until.len(), book.misses.order.len()), (MAX_MISSES, MAX_MISSES));
+        assert_eq!((book.settled.answers.len(), book.settled.order.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
         waiting(book.join("more", now));
     }
 

@@ -62,8 +62,9 @@ impl Retained {
         self.entries.insert(name, entry);
     }
 
-    pub(crate) fn remove(&mut self, name: &str) {
-        self.entries.remove(name);
+    /// Whether it was there.
+    pub(crate) fn remove(&mut self, name: &str) -> bool {
+        self.entries.remove(name).is_some()
     }
 
     /// Marks a resource, if it was accepted some time.

@@ -278,9 +278,7 @@ impl Demanded {
             standing.subscribed = !standing.subscribed;
             return Some(if standing.subscribed { Ask::Subscribe } else { Ask::Once });
         }
-        if self.names.len() >= MAX_DEMANDED {
-            self.names.retain(|_, standing| !standing.missing);
-        }
+        self.make_room();
         if self.names.len() >= MAX_DEMANDED {
             return None;
         }
@@ -288,13 +286,34 @@ impl Demanded {
         Some(Ask::Subscribe)
     }
 
-    /// Notes the answer for a name, if it is one that was asked for.
+    /// Notes the answer for an alias or a missing name, if it is one that was asked for.
     pub(crate) fn answer(&mut self, name: &str, missing: bool) -> Option<Arc<str>> {
         let name = Arc::clone(self.names.get_key_value(name)?.0);
         if let Some(standing) = self.names.get_mut(&name) {
             standing.missing = missing;
         }
         Some(name)
+    }
+
+    /// Notes that the control plane has sent a resource under this name, and so counts the name as subscribed, also if
+    /// it was asked for by an alias or not at all. What is held does not need a note: it is not asked for.
+    pub(crate) fn sent(&mut self, name: &str, missing: bool) -> Option<Arc<str>> {
+        if let Some(standing) = self.names.get_mut(name) {
+            standing.subscribed = true;
+        } else if missing {
+            self.make_room();
+            self.names.insert(name.into(), Standing { subscribed: true, missing: true });
+            return None;
+        }
+        self.answer(name, missing)
+    }
+
+    /// Forgets what is missing, if there are too many names. The control plane may leave a later question for one of them
+    /// unanswered, until the next stream.
+    fn make_room(&mut self) {
+        if self.names.len() >= MAX_DEMANDED {
+            self.names.retain(|_, standing| !standing.missing);
+        }
     }
 }
 

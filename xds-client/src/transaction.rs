@@ -219,9 +219,12 @@ impl<'s> Work<'s> {
     fn removal(&mut self, name: &str, handler: &mut impl Handler) {
         let Some(kind) = self.kind else { return };
         self.removed += 1;
-        self.session.collection(kind).retained.remove(name);
+        let held = self.session.collection(kind).retained.remove(name);
         handler.remove(kind, name);
-        self.answer(kind, name, Demanded::Absent);
+        if let Some(demanded) = self.demanded(kind) {
+            let asked = if held { demanded.sent(name, true) } else { demanded.answer(name, true) };
+            self.answers.extend(asked.map(|name| (name, Demanded::Absent)));
+        }
     }
 
     /// What is retained and was not in a complete response.
@@ -241,22 +244,19 @@ impl<'s> Work<'s> {
 
     /// Whoever waits for the resource, under any of its names, can look it up after the commit.
     fn answer_resource(&mut self, kind: ResourceType, resource: &Resource<'_>) {
-        if self.session.mode() == Mode::Wildcard {
-            return;
-        }
-        let held = self.session.collection(kind).retained.contains(resource.name);
-        let answer = if held { Demanded::Found } else { Demanded::Absent };
-        for name in std::iter::once(resource.name).chain(resource.aliases()) {
-            self.answer(kind, name, answer);
-        }
+        // Rejected and not there before: as good as absent.
+        let missing = !self.session.collection(kind).retained.contains(resource.name);
+        let Some(demanded) = self.demanded(kind) else { return };
+        let answer = if missing { Demanded::Absent } else { Demanded::Found };
+        let mut asked: Vec<_> = demanded.sent(resource.name, missing).into_iter().collect();
+        asked.extend(resource.aliases().filter_map(|alias| demanded.answer(alias, missing)));
+        self.answers.extend(asked.into_iter().map(|name| (name, answer)));
     }
 
-    fn answer(&mut self, kind: ResourceType, name: &str, answer: Demanded) {
-        if kind == ResourceType::Address
-            && let Some(name) = self.session.demanded.answer(name, answer == Demanded::Absent)
-        {
-            self.answers.push((name, answer));
-        }
+    /// The names asked for, if this type is asked for by name.
+    fn demanded(&mut self, kind: ResourceType) -> Option<&mut crate::session::Demanded> {
+        let asks = self.session.mode() == Mode::OnDemand && kind == ResourceType::Address;
+        asks.then_some(&mut self.session.demanded)
     }
 }
 

@@ -311,6 +311,18 @@ fn a_name_that_is_subscribed_already_is_asked_for_in_a_way_that_is_answered() {
 }
 
 #[test]
+fn a_name_that_was_only_sent_counts_as_subscribed_too() {
+    let (mut session, mut keeper) = on_demand();
+    let resources = vec![resource("rejected", "1", BAD), resource("removed", "1", b"x")];
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N1", resources, &[]));
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N2", vec![], &["removed"]));
+    for name in ["rejected", "removed"] {
+        let request = asked(session.demand(&Arc::from(name)));
+        assert_eq!(request.resource_names_unsubscribe, [name], "or there is no answer");
+    }
+}
+
+#[test]
 fn what_was_asked_for_is_subscribed_again_on_the_next_stream_unless_it_is_missing() {
     let (mut session, mut keeper) = on_demand();
     open(&mut session);

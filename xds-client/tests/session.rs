@@ -228,9 +228,14 @@ fn too_many_names_are_left_out_and_what_the_complete_answer_lacks_is_removed() {
     assert_eq!(requests.len(), 2);
     assert!(requests[0].initial_resource_versions.is_empty());
     all.resources.remove(7);
-    all.resources.push(resource("workload-008", "2", BAD));
+    // What is there and cannot be used is not gone.
+    all.resources[7] = resource("workload-008", "2", BAD);
+    all.resources[8].resource = None;
     let (answer, _) = apply(&mut session, &mut keeper, &all);
-    assert_eq!(answer, Answer::Nack("workload-008: bad payload".into()));
+    assert_eq!(
+        answer,
+        Answer::Nack("workload-008: bad payload; workload-009: XDS payload without resource".into())
+    );
     assert_eq!(keeper.take_calls(), ["begin", "update workload-008", "remove workload-007", "commit"]);
     assert_eq!(session.retained(ADDRESS), 99);
     // Only the first response of the stream was complete.

@@ -7,15 +7,18 @@ mod support;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use identity::{
     BySide, CrlSet, HandshakeFailure, PeerWatch, RevocationCounts, Revocations, Side, Tls, TlsOptions,
     WorkloadCertificate,
 };
+use proptest::prelude::*;
 use rcgen::KeyUsagePurpose;
 use rustls::{AlertDescription, CertificateError};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use support::handshake::connect;
 use support::{Authority, CLIENT, SERVER, validity};
 use tokio::task::JoinHandle;
@@ -407,8 +410,7 @@ fn lists_are_read_as_der_as_pem_and_as_pem_in_all_kinds_of_wrapping() {
     let root = Authority::root("root");
     let list = root.crl(&[leaf(&root.workload(CLIENT))]);
     let indented: String = list.lines().map(|line| format!("  {line}\r\n")).collect();
-    let der = rustls_pki_types::pem::PemObject::from_pem_slice(list.as_bytes());
-    let der: rustls_pki_types::CertificateRevocationListDer<'_> = der.unwrap();
+    let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
     for (contents, lists) in [
         (list.clone(), 1),
         (format!("\n\n  \n{list}"), 1),
@@ -425,5 +427,51 @@ fn lists_are_read_as_der_as_pem_and_as_pem_in_all_kinds_of_wrapping() {
     assert_eq!(CrlSet::from_file(&der).unwrap().len(), 1);
     for bad in [&der[..der.len() - 1], b"nonsense", &[&der[..], b"\n"].concat()] {
         assert!(CrlSet::from_file(bad).is_err());
+    }
+}
+
+/// A list in DER, the client it names, and a server's authority.
+struct Listed {
+    root: Authority,
+    client: WorkloadCertificate,
+    der: Vec<u8>,
+}
+
+static LISTED: LazyLock<Listed> = LazyLock::new(|| {
+    let root = Authority::root("root");
+    let client = root.workload(CLIENT);
+    let list = root.crl(&[leaf(&client)]);
+    let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
+    Listed { root, client, der: der.to_vec() }
+});
+
+proptest! {
+    #[test]
+    fn a_damaged_list_is_refused_or_revokes_nobody(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    ) {
+        let Listed { root, client, der } = &*LISTED;
+        let mut damaged = der.clone();
+        for (position, value) in damage {
+            let position = position.index(damaged.len());
+            damaged[position] = value;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("crl"), &damaged).unwrap();
+        let (revocations, _driver) = Revocations::watch_file(dir.path().join("crl"));
+        let tls = Tls::new(TlsOptions::default()).with_revocations(revocations);
+        let server = root.workload_using(SERVER, &tls);
+        if damaged == *der {
+            refused_by_server(client, &server);
+        } else {
+            connect(client, &server, &[SERVER]).succeeded();
+        }
+    }
+
+    #[test]
+    fn invented_files_are_read_or_refused(contents in prop::collection::vec(any::<u8>(), 0..300)) {
+        let text = contents.trim_ascii();
+        let read = CrlSet::from_file(&contents).map(|crls| crls.len());
+        prop_assert!(read.is_err() || text.is_empty());
     }
 }

@@ -21,7 +21,7 @@ use crate::{Issuer, SpiffeId, Tls, WorkloadCertificate};
 /// How the store treats its issuer.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
-    /// How many requests run at once.
+    /// How many requests run at once; at least one.
     pub concurrency: usize,
     /// How long a request may take. A call that hangs would otherwise hold one of the places for ever.
     pub request_deadline: Duration,
@@ -49,7 +49,7 @@ impl CertificateStore {
         let shared = Arc::new(Shared {
             current: ArcSwap::default(),
             managed: Mutex::new(Managed {
-                schedule: Schedule::new(options.concurrency, fastrand::Rng::new()),
+                schedule: Schedule::new(options.concurrency.max(1), fastrand::Rng::new()),
                 identities: HashMap::new(),
                 closed: false,
             }),

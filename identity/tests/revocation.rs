@@ -7,12 +7,13 @@ mod support;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use identity::{
-    BySide, CrlSet, HandshakeFailure, PeerWatch, RevocationCounts, Revocations, Side, Tls, TlsOptions,
-    WorkloadCertificate,
+    BySide, CertificateStore, CrlSet, HandshakeFailure, IssueFuture, IssuedChain, Issuer, PeerWatch,
+    RevocationCounts, Revocations, Side, SpiffeId, StoreOptions, Tls, TlsOptions, WorkloadCertificate,
 };
 use proptest::prelude::*;
 use rcgen::KeyUsagePurpose;
@@ -20,7 +21,7 @@ use rustls::{AlertDescription, CertificateError};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use support::handshake::connect;
-use support::{Authority, CLIENT, SERVER, validity};
+use support::{Authority, CLIENT, SERVER, id, validity};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -195,6 +196,113 @@ async fn our_own_revoked_certificate_is_known_to_be_so() {
     lists.write(&[root.crl(&[leaf(&one)])]);
     lists.settled().await;
     assert!(one.is_revoked() && !two.is_revoked());
+}
+
+/// Issues whatever is asked for.
+struct Issuing(Arc<Authority>);
+
+impl Issuer for Issuing {
+    fn issue<'a>(&'a self, identity: &'a SpiffeId, csr_pem: &'a str) -> IssueFuture<'a> {
+        let request = rcgen::CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
+        let leaf = self.0.sign(&[identity.as_str()], &request.public_key, |_| {});
+        let chain = IssuedChain(self.0.elements(leaf, &[&self.0.root]));
+        Box::pin(std::future::ready(Ok(chain)))
+    }
+}
+
+/// Counts the warnings that mention a text.
+#[derive(Clone)]
+struct Warnings {
+    text: &'static str,
+    count: Arc<AtomicUsize>,
+}
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            if format!("{value:?}").contains(self.text) {
+                self.count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+impl Warnings {
+    fn of(text: &'static str) -> (Self, tracing::subscriber::DefaultGuard) {
+        let warnings = Self { text, count: Arc::default() };
+        let guard = tracing::subscriber::set_default(warnings.clone());
+        (warnings, guard)
+    }
+
+    fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn we_are_told_once_per_list_when_a_certificate_of_our_own_is_revoked() {
+    let (warnings, _guard) = Warnings::of("our own certificate");
+    let root = Arc::new(Authority::root("root"));
+    let lists = Lists::starting_with(None);
+    let issuer = Arc::new(Issuing(root.clone()));
+    let (store, driver) = CertificateStore::new(issuer, lists.tls(), StoreOptions::default());
+    let driver = tokio::spawn(driver.run(std::future::pending()));
+    let revoked = store.certificate(&id(CLIENT)).await.unwrap();
+    store.certificate(&id(SERVER)).await.unwrap();
+    assert_eq!(warnings.count(), 0);
+    lists.write(&[root.crl(&[leaf(&revoked)])]);
+    lists.settled().await;
+    assert_eq!(warnings.count(), 1);
+    lists.write(&[root.crl(&[leaf(&revoked), &root.certificate()])]);
+    lists.settled().await;
+    assert_eq!(warnings.count(), 2);
+    driver.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_or_bad_file_is_complained_about_once() {
+    let (warnings, _guard) = Warnings::of("stays in force");
+    let lists = Lists::starting_with(None);
+    for _ in 0..5 {
+        lists.settled().await;
+        assert_eq!(warnings.count(), 1);
+    }
+    fs::write(&lists.path, "nonsense").unwrap();
+    for _ in 0..5 {
+        lists.settled().await;
+        assert_eq!(warnings.count(), 2);
+    }
+    fs::remove_file(&lists.path).unwrap();
+    lists.settled().await;
+    lists.settled().await;
+    assert_eq!(warnings.count(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_that_is_no_file_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for path in [pipe.as_path(), dir.path()] {
+        let (revocations, _driver) = Revocations::watch_file(path);
+        assert_eq!(revocations.counts(), RevocationCounts::default());
+    }
 }
 
 #[tokio::test(start_paused = true)]

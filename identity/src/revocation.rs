@@ -54,6 +54,16 @@ impl Revocations {
         })
     }
 
+    /// Whether there is a file to follow.
+    pub fn is_enabled(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// How many lists are in force.
+    pub fn lists(&self) -> usize {
+        self.current().map_or(0, |crls| crls.len())
+    }
+
     /// Waits for other lists than those at the time of the last wait, or of the subscription. For ever if disabled.
     pub(crate) fn subscribe(&self) -> Changes {
         Changes(self.shared.as_ref().map(|shared| shared.generation.subscribe()))
@@ -169,8 +179,8 @@ impl Counter {
 impl fmt::Debug for Revocations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Revocations")
-            .field("enabled", &self.shared.is_some())
-            .field("lists", &self.current().map_or(0, |crls| crls.len()))
+            .field("enabled", &self.is_enabled())
+            .field("lists", &self.lists())
             .finish()
     }
 }

@@ -30,8 +30,11 @@ use crate::{Retry, SpiffeId};
 /// The longest wait after a failure, before randomisation.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(150);
 
-/// Traffic may bring a retry forward to this long after the last failure.
+/// Traffic may bring a retry forward to this long after the last failure, unless that said that to ask again is no use.
 const HASTENED_RETRY: Duration = Duration::from_secs(5);
+
+/// Renewals before their time are not spread out further than this; by then most have come of themselves.
+const LONGEST_SPREAD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// No identity is asked for again sooner than this, whatever its certificate says.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
@@ -105,6 +108,8 @@ struct Entry {
     queued: Option<(Priority, Instant)>,
     /// Answers without use in a row, failed or as good as expired.
     fruitless: u32,
+    /// Whether the last answer was that the same request will not succeed, however much it is wanted.
+    hopeless: bool,
     answered_at: Option<Instant>,
     /// Expiry of the last good certificate.
     not_after: Option<SystemTime>,
@@ -135,7 +140,8 @@ impl Schedule {
             return Wanted::Requested;
         };
         let Some((queued, due)) = entry.queued else { return Wanted::Requested };
-        let rested = entry.answered_at.is_none_or(|answered| now.monotonic >= answered + HASTENED_RETRY);
+        let rested = !entry.hopeless
+            && entry.answered_at.is_none_or(|answered| now.monotonic >= answered + HASTENED_RETRY);
         let due_now = due <= now.monotonic;
         if priority == Priority::RealTime && (due_now || rested) {
             // Somebody waits from now on: no change of the wall clock puts it off.
@@ -277,13 +283,15 @@ impl Entry {
             return self.back_off(Retry::Soon, now, random);
         }
         self.renew_at = Some(renew_at);
+        self.hopeless = false;
         self.fruitless = 0;
         due
     }
 
     /// A random time within `spread` from now.
     fn renew_within(&self, spread: Duration, now: Now, random: &mut fastrand::Rng) -> Instant {
-        self.not_too_soon(now.monotonic + spread.mul_f64(random.f64()))
+        let wait = spread.min(LONGEST_SPREAD).mul_f64(random.f64());
+        self.not_too_soon(now.monotonic + wait)
     }
 
     fn not_too_soon(&self, due: Instant) -> Instant {
@@ -296,6 +304,7 @@ impl Entry {
             Retry::Soon => 1u64.checked_shl(self.fruitless).unwrap_or(u64::MAX),
             Retry::Rarely => u64::MAX,
         };
+        self.hopeless = retry == Retry::Rarely;
         self.fruitless = self.fruitless.saturating_add(1);
         self.renew_at = None;
         let delay = Duration::from_secs(seconds).min(LONGEST_BACKOFF).mul_f64(0.8 + 0.4 * random.f64());

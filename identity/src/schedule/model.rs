@@ -49,6 +49,8 @@ struct Known {
     /// Nothing but the passing of time brings the next request forward.
     undisturbed: bool,
     certificate: Option<Validity>,
+    /// The last answer was that to ask again is no use.
+    hopeless: bool,
     /// A connection waits, and was told that the request will run.
     urgent: bool,
 }
@@ -110,7 +112,8 @@ impl Model {
         let wanted = self.schedule.want(&id(name), priority, self.now);
         let running = self.running.contains(&name);
         let known = self.managed.entry(name).or_default();
-        let rested = known.answered.is_none_or(|answered| self.now.monotonic >= answered + HASTENED_RETRY);
+        let rested = !known.hopeless
+            && known.answered.is_none_or(|answered| self.now.monotonic >= answered + HASTENED_RETRY);
         if running || known.answered.is_none() || (rested && priority == Priority::RealTime) {
             assert_eq!(wanted, Wanted::Requested);
         }
@@ -135,6 +138,7 @@ impl Model {
         let Some(known) = self.managed.get_mut(&name) else { return };
         known.answered = Some(self.now.monotonic);
         known.undisturbed = true;
+        known.hopeless = answer.as_ref().is_err_and(|retry| *retry == Retry::Rarely);
         match answer {
             Ok(validity) => {
                 known.certificate = Some(validity);

@@ -178,7 +178,9 @@ fn a_request_that_is_invalid_is_repeated_rarely() {
     bench.want("a", Priority::Warmup);
     bench.start("a");
     bench.schedule.answered(&id("a"), Err(Retry::Rarely), bench.now);
-    is_about(bench.skip(), LONGEST_BACKOFF, 0.2);
+    bench.pass(60 * SECOND);
+    assert_eq!(bench.want("a", Priority::RealTime), Wanted::BackingOff, "traffic does not change that");
+    is_about(bench.skip() + 60 * SECOND, LONGEST_BACKOFF, 0.2);
 }
 
 #[test]

@@ -67,9 +67,9 @@ impl CertificateStore {
 
     /// The certificate of `identity`, for a connection that needs it now.
     ///
-    /// Returns at once if there is one, or if the last request failed within seconds or for good; else waits for the answer to a
-    /// request, which all who wait share. How long that takes depends on the issuer, so the caller has a deadline of
-    /// its own. Dropping the future leaves nothing behind, but the identity stays managed.
+    /// Returns at once if there is one, or if the last request failed within seconds or for good; else waits for the
+    /// answer to a request, which all who wait share. How long that takes depends on the issuer, so the caller has a
+    /// deadline of its own. Dropping the future leaves nothing behind, but the identity stays managed.
     pub async fn certificate(
         &self,
         identity: &SpiffeId,

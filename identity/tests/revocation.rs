@@ -1,97 +1,22 @@
-//! Revocation: files of lists as they come and go, handshakes under them, and connections that outlive them.
+//! Revocation: handshakes under lists of all kinds, and connections that outlive them.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod support;
 
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use identity::{
-    BySide, CertificateStore, CrlSet, HandshakeFailure, IssueFuture, IssuedChain, Issuer, PeerWatch,
-    RevocationCounts, Revocations, Side, SpiffeId, StoreOptions, Tls, TlsOptions, WorkloadCertificate,
+    BySide, CertificateStore, HandshakeFailure, IssueFuture, IssuedChain, Issuer, RevocationCounts,
+    Revocations, Side, SpiffeId, StoreOptions, Tls, TlsOptions,
 };
-use proptest::prelude::*;
 use rcgen::KeyUsagePurpose;
-use rustls::{AlertDescription, CertificateError};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use rustls::AlertDescription;
+use rustls_pki_types::CertificateDer;
 use support::handshake::connect;
+use support::lists::{Lists, Warnings, is_revoked, leaf, refused_by_server, watched};
 use support::{Authority, CLIENT, SERVER, id, validity};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
-
-/// A file of lists that is followed. Time is virtual, so nobody waits for the next look.
-struct Lists {
-    _dir: tempfile::TempDir,
-    path: PathBuf,
-    revocations: Revocations,
-    driver: JoinHandle<()>,
-}
-
-impl Lists {
-    fn starting_with(contents: Option<&str>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ca-crl.pem");
-        if let Some(contents) = contents {
-            fs::write(&path, contents).unwrap();
-        }
-        let (revocations, driver) = Revocations::watch_file(&path);
-        let driver = tokio::spawn(driver.run(std::future::pending()));
-        Self { _dir: dir, path, revocations, driver }
-    }
-
-    fn write(&self, lists: &[String]) {
-        fs::write(&self.path, lists.concat()).unwrap();
-    }
-
-    fn tls(&self) -> Tls {
-        Tls::new(TlsOptions::default()).with_revocations(self.revocations.clone())
-    }
-
-    fn counts(&self) -> RevocationCounts {
-        self.revocations.counts()
-    }
-
-    /// Waits until what is in the file is in force: a peer that the file revokes is found to be.
-    async fn settled(&self) {
-        // Three looks at the file, of two seconds each.
-        tokio::time::sleep(Duration::from_secs(7)).await;
-    }
-}
-
-impl Drop for Lists {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-async fn is_revoked(watch: &mut PeerWatch) -> bool {
-    timeout(Duration::from_secs(20), watch.revoked()).await.is_ok()
-}
-
-fn leaf(certificate: &WorkloadCertificate) -> &CertificateDer<'static> {
-    &certificate.chain().leaf.der
-}
-
-/// Connects the two and has `server` watch its client.
-#[track_caller]
-fn watched(client: &WorkloadCertificate, server: &WorkloadCertificate) -> PeerWatch {
-    let expected = server.identity().as_str().to_owned();
-    let connection = connect(client, server, &[&expected]).succeeded();
-    server.watch_peer(Side::Destination, connection.server.peer_certificates().unwrap())
-}
-
-#[track_caller]
-fn refused_by_server(client: &WorkloadCertificate, server: &WorkloadCertificate) {
-    let error = connect(client, server, &[SERVER]).server_refused(AlertDescription::CertificateRevoked);
-    assert_eq!(error, CertificateError::Revoked.into());
-    assert_eq!(HandshakeFailure::from(&error), HandshakeFailure::Revoked);
-}
 
 #[tokio::test(start_paused = true)]
 async fn a_revoked_leaf_is_refused_by_either_end_and_each_counts_its_own_refusals() {
@@ -211,51 +136,6 @@ impl Issuer for Issuing {
     }
 }
 
-/// Counts the warnings that mention a text.
-#[derive(Clone)]
-struct Warnings {
-    text: &'static str,
-    count: Arc<AtomicUsize>,
-}
-
-impl tracing::Subscriber for Warnings {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() == tracing::Level::WARN
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        event.record(&mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-            if format!("{value:?}").contains(self.text) {
-                self.count.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
-impl Warnings {
-    fn of(text: &'static str) -> (Self, tracing::subscriber::DefaultGuard) {
-        let warnings = Self { text, count: Arc::default() };
-        let guard = tracing::subscriber::set_default(warnings.clone());
-        (warnings, guard)
-    }
-
-    fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn we_are_told_once_per_list_when_a_certificate_of_our_own_is_revoked() {
     let (warnings, _guard) = Warnings::of("our own certificate");
@@ -274,37 +154,6 @@ async fn we_are_told_once_per_list_when_a_certificate_of_our_own_is_revoked() {
     lists.settled().await;
     assert_eq!(warnings.count(), 2);
     driver.abort();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_missing_or_bad_file_is_complained_about_once() {
-    let (warnings, _guard) = Warnings::of("stays in force");
-    let lists = Lists::starting_with(None);
-    for _ in 0..5 {
-        lists.settled().await;
-        assert_eq!(warnings.count(), 1);
-    }
-    fs::write(&lists.path, "nonsense").unwrap();
-    for _ in 0..5 {
-        lists.settled().await;
-        assert_eq!(warnings.count(), 2);
-    }
-    fs::remove_file(&lists.path).unwrap();
-    lists.settled().await;
-    lists.settled().await;
-    assert_eq!(warnings.count(), 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_path_that_is_no_file_is_not_waited_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let pipe = dir.path().join("pipe");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    for path in [pipe.as_path(), dir.path()] {
-        let (revocations, _driver) = Revocations::watch_file(path);
-        assert!(revocations.is_enabled());
-        assert_eq!(revocations.lists(), 0);
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -437,151 +286,4 @@ async fn without_revocation_nothing_is_watched_or_counted() {
     let mut watch = server.watch_peer(Side::Destination, &[]);
     assert!(!is_revoked(&mut watch).await);
     assert_eq!(Revocations::disabled().counts(), RevocationCounts::default());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_file_that_appears_late_counts_from_then_on_and_one_that_goes_counts_on() {
-    let root = Authority::root("root");
-    let client = root.workload(CLIENT);
-    let lists = Lists::starting_with(None);
-    let server = root.workload_using(SERVER, &lists.tls());
-    lists.settled().await;
-    connect(&client, &server, &[SERVER]).succeeded();
-    lists.write(&[root.crl(&[leaf(&client)])]);
-    lists.settled().await;
-    refused_by_server(&client, &server);
-    fs::remove_file(&lists.path).unwrap();
-    lists.settled().await;
-    refused_by_server(&client, &server);
-    lists.write(&[]);
-    lists.settled().await;
-    connect(&client, &server, &[SERVER]).succeeded();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_bad_file_changes_nothing_and_a_good_one_later_does() {
-    let root = Authority::root("root");
-    let (client, other) = (root.workload(CLIENT), root.workload(CLIENT));
-    let lists = Lists::starting_with(Some("nonsense"));
-    let server = root.workload_using(SERVER, &lists.tls());
-    connect(&client, &server, &[SERVER]).succeeded();
-    lists.write(&[root.crl(&[leaf(&client)])]);
-    lists.settled().await;
-    refused_by_server(&client, &server);
-    let cut = root.crl(&[leaf(&other)]);
-    fs::write(&lists.path, &cut[..cut.len() / 2]).unwrap();
-    lists.settled().await;
-    refused_by_server(&client, &server);
-    connect(&other, &server, &[SERVER]).succeeded();
-    fs::write(&lists.path, &cut).unwrap();
-    lists.settled().await;
-    refused_by_server(&other, &server);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_mounted_config_map_is_followed_through_its_links() {
-    let root = Authority::root("root");
-    let client = root.workload(CLIENT);
-    let mount = tempfile::tempdir().unwrap();
-    let version = |name: &str, contents: String| {
-        fs::create_dir(mount.path().join(name)).unwrap();
-        fs::write(mount.path().join(name).join("ca-crl.pem"), contents).unwrap();
-        // As the kubelet does it: a new link, renamed over the old one.
-        symlink(name, mount.path().join("..data_tmp")).unwrap();
-        fs::rename(mount.path().join("..data_tmp"), mount.path().join("..data")).unwrap();
-    };
-    version("..1", root.crl(&[]));
-    symlink("..data/ca-crl.pem", mount.path().join("ca-crl.pem")).unwrap();
-    let (revocations, driver) = Revocations::watch_file(mount.path().join("ca-crl.pem"));
-    let driver = tokio::spawn(driver.run(std::future::pending()));
-    let tls = Tls::new(TlsOptions::default()).with_revocations(revocations);
-    let mut watch = watched(&client, &root.workload_using(SERVER, &tls));
-    version("..2", root.crl(&[leaf(&client)]));
-    fs::remove_dir_all(mount.path().join("..1")).unwrap();
-    assert!(is_revoked(&mut watch).await);
-    driver.abort();
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_driver_ends_at_shutdown_and_what_was_read_stays_in_force() {
-    let root = Authority::root("root");
-    let client = root.workload(CLIENT);
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("crl.pem");
-    fs::write(&path, root.crl(&[leaf(&client)])).unwrap();
-    let (revocations, driver) = Revocations::watch_file(&path);
-    driver.run(std::future::ready(())).await;
-    let tls = Tls::new(TlsOptions::default()).with_revocations(revocations);
-    refused_by_server(&client, &root.workload_using(SERVER, &tls));
-}
-
-#[test]
-fn lists_are_read_as_der_as_pem_and_as_pem_in_all_kinds_of_wrapping() {
-    let root = Authority::root("root");
-    let list = root.crl(&[leaf(&root.workload(CLIENT))]);
-    let indented: String = list.lines().map(|line| format!("  {line}\r\n")).collect();
-    let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
-    for (contents, lists) in [
-        (list.clone(), 1),
-        (format!("\n\n  \n{list}"), 1),
-        (format!("\u{feff}{list}"), 1),
-        (format!("Revoked by the cluster's administrators:\n{list}{list}the end"), 2),
-        (format!("{}{list}{}", root.root, root.root), 1),
-        (indented, 1),
-        (root.root.clone(), 0),
-        (String::new(), 0),
-        (" \n\t\n".to_owned(), 0),
-    ] {
-        assert_eq!(CrlSet::from_file(contents.as_bytes()).unwrap().len(), lists, "{contents}");
-    }
-    assert_eq!(CrlSet::from_file(&der).unwrap().len(), 1);
-    for bad in [&der[..der.len() - 1], b"nonsense", &[&der[..], b"\n"].concat()] {
-        assert!(CrlSet::from_file(bad).is_err());
-    }
-}
-
-/// A list in DER, the client it names, and a server's authority.
-struct Listed {
-    root: Authority,
-    client: WorkloadCertificate,
-    der: Vec<u8>,
-}
-
-static LISTED: LazyLock<Listed> = LazyLock::new(|| {
-    let root = Authority::root("root");
-    let client = root.workload(CLIENT);
-    let list = root.crl(&[leaf(&client)]);
-    let der = CertificateRevocationListDer::from_pem_slice(list.as_bytes()).unwrap();
-    Listed { root, client, der: der.to_vec() }
-});
-
-proptest! {
-    #[test]
-    fn a_damaged_list_is_refused_or_revokes_nobody(
-        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
-    ) {
-        let Listed { root, client, der } = &*LISTED;
-        let mut damaged = der.clone();
-        for (position, value) in damage {
-            let position = position.index(damaged.len());
-            damaged[position] = value;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("crl"), &damaged).unwrap();
-        let (revocations, _driver) = Revocations::watch_file(dir.path().join("crl"));
-        let tls = Tls::new(TlsOptions::default()).with_revocations(revocations);
-        let server = root.workload_using(SERVER, &tls);
-        if damaged == *der {
-            refused_by_server(client, &server);
-        } else {
-            connect(client, &server, &[SERVER]).succeeded();
-        }
-    }
-
-    #[test]
-    fn invented_files_are_read_or_refused(contents in prop::collection::vec(any::<u8>(), 0..300)) {
-        let text = contents.trim_ascii();
-        let read = CrlSet::from_file(&contents).map(|crls| crls.len());
-        prop_assert!(read.is_err() || text.is_empty());
-    }
 }

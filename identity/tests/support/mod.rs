@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod handshake;
+pub(crate) mod lists;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

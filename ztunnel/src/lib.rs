@@ -6,6 +6,7 @@
 //!
 //! [`app`] wires the parts; [`proxy`] holds the stages of a connection; [`state`] what the mesh looks like; [`pods`]
 //! which pods are ours; [`config`] what the operator asked for; [`metrics`] and [`admin`] what operators see.
+//! which pods are ours; [`control_plane`] the channel to istiod; [`config`] what the operator asked for.
 
 pub mod admin;
 pub mod app;

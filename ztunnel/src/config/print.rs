@@ -84,6 +84,8 @@ impl Config {
         let listener = |port| json!(self.sockets.families.wildcard(port));
         let localhost = |port| json!({ "Localhost": [self.sockets.families == Families::Both, port] });
         let keepalive = self.keepalive;
+        let mut own_ports = Listener::OWN_PORTS;
+        own_ports.sort_unstable();
         object(json!({
             "adminAddr": localhost(self.admin_port),
             "statsAddr": { "SocketAddr": listener(self.stats_port) },
@@ -100,7 +102,7 @@ impl Config {
             "dnsResolverCfg": null,
             "dnsResolverOpts": null,
             "preferedServiceNamespace": self.dns.preferred_namespace,
-            "illegalPorts": Listener::OWN_PORTS,
+            "illegalPorts": own_ports,
             "ipv6Enabled": self.sockets.families == Families::Both,
             "packetMark": self.sockets.mark,
             "requireOriginalSource": match self.sockets.transparency {

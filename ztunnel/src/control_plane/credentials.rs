@@ -8,7 +8,7 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use thiserror::Error;
 use tonic::metadata::MetadataMap;
 
-use super::roots::read_bounded;
+use super::files::{blocking, read_bounded};
 
 /// Names the cluster that a token is of.
 const CLUSTER_ID: HeaderName = HeaderName::from_static("clusterid");
@@ -166,13 +166,6 @@ impl fmt::Debug for ExtraHeader {
 pub(crate) fn ascii(text: &str) -> Option<HeaderValue> {
     let printable = |byte: u8| (b' '..=b'~').contains(&byte);
     text.bytes().all(printable).then(|| HeaderValue::from_str(text).ok()).flatten()
-}
-
-/// Runs `work` on a thread that may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod channel;
 mod connect;
 mod credentials;
 mod endpoint;
+mod files;
 mod root_watch;
 mod roots;
 mod shared;

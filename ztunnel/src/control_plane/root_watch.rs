@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, Sleep};
 
 use super::RootSource;
-use super::credentials::blocking;
-use super::roots::{Roots, read_bounded};
+use super::files::{blocking, read_bounded};
+use super::roots::Roots;
 
 /// How often the file is looked at: a mounted config map is replaced about once a minute at the most.
 const INTERVAL: Duration = Duration::from_secs(3);

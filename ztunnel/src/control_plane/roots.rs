@@ -1,6 +1,6 @@
 //! The authorities that may vouch for a server.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,8 +9,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use thiserror::Error;
 
-/// A bundle larger than this is some other file.
-const LARGEST_FILE: u64 = 16 << 20;
+use super::files::{blocking, read_bounded};
 
 /// Where the trusted authorities come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -77,7 +76,7 @@ impl RootSource {
         match self.clone() {
             Self::Pem(text) => Ok(Roots::Pem(text.into_bytes().into())),
             Self::File(path) => {
-                let content = super::credentials::blocking({
+                let content = blocking({
                     let path = path.clone();
                     move || read_bounded(&path)
                 });
@@ -85,7 +84,7 @@ impl RootSource {
                 Ok(Roots::Pem(content.into()))
             }
             Self::System => {
-                let loaded = super::credentials::blocking(|| Ok(rustls_native_certs::load_native_certs()));
+                let loaded = blocking(|| Ok(rustls_native_certs::load_native_certs()));
                 let loaded = loaded.await.map_err(|_| RootError::System(None))?;
                 match loaded.certs.is_empty() {
                     false => Ok(Roots::System(loaded.certs.into())),
@@ -123,16 +122,6 @@ impl Roots {
             0 => Err(RootError::Empty),
             _ => Ok(store),
         }
-    }
-}
-
-/// The whole file, if it is no larger than any bundle or token could be.
-pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    std::fs::File::open(path)?.take(LARGEST_FILE + 1).read_to_end(&mut content)?;
-    match content.len() as u64 > LARGEST_FILE {
-        true => Err(io::ErrorKind::FileTooLarge.into()),
-        false => Ok(content),
     }
 }
 

@@ -324,7 +324,25 @@ pub async fn http_get(target: SocketAddr, path: &str) -> Result<(u16, String)> {
     let (head, body) =
         answer.split_once("\r\n\r\n").with_context(|| format!("no HTTP answer: {answer:?}"))?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-    Ok((status.with_context(|| format!("no status line: {head:?}"))?, body.to_owned()))
+    let status = status.with_context(|| format!("no status line: {head:?}"))?;
+    let chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding: chunked");
+    Ok((status, if chunked { join_chunks(body)? } else { body.to_owned() }))
+}
+
+/// The body that came in chunks (RFC 9112 section 7.1).
+fn join_chunks(mut chunks: &str) -> Result<String> {
+    let mut body = String::new();
+    loop {
+        let (size, rest) = chunks.split_once("\r\n").context("a chunk without a size")?;
+        let size =
+            usize::from_str_radix(size, 16).with_context(|| format!("no size of a chunk: {size:?}"))?;
+        if size == 0 {
+            return Ok(body);
+        }
+        let (chunk, rest) = rest.split_at_checked(size).context("a chunk is cut off")?;
+        body += chunk;
+        chunks = rest.strip_prefix("\r\n").context("a chunk without an end")?;
+    }
 }
 
 /// Fails when `work` takes longer than [`PATIENCE`].

@@ -137,7 +137,12 @@ impl ServedStream {
             None => self.register(&request, commands)?,
         };
         let Some(kind) = ResourceType::from_url(&request.type_url) else {
-            return Err(Some(Status::invalid_argument(format!("unknown type {}", request.type_url))));
+            // An answer to a response of a strange type, which only a script sends.
+            return if request.response_nonce.is_empty() {
+                Err(Some(Status::invalid_argument(format!("unknown type {}", request.type_url))))
+            } else {
+                Ok(())
+            };
         };
         let due = self.shared.change(|state| {
             let stream = state.streams.get_mut(&number)?;

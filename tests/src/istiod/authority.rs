@@ -55,6 +55,7 @@ struct Issued {
     serial: u64,
     root: usize,
     by_intermediate: bool,
+    not_after: SystemTime,
 }
 
 /// A leaf to be issued.
@@ -133,8 +134,16 @@ impl Authority {
             chain.push(signing.intermediate.issuer.pem());
         }
         chain.push(self.bundle());
-        self.issued.push(Issued { identity: wanted.identity.to_owned(), serial, root, by_intermediate });
+        let not_after = wanted.not_after;
+        let identity = wanted.identity.to_owned();
+        self.issued.push(Issued { identity, serial, root, by_intermediate, not_after });
         Ok(chain)
+    }
+
+    /// When the newest leaf of the identity expires.
+    pub(super) fn expiry(&self, identity: &str) -> Option<SystemTime> {
+        let newest = self.issued.iter().rev().find(|issued| issued.identity == identity);
+        newest.map(|issued| issued.not_after)
     }
 
     /// Revokes every certificate issued to the identity so far. Says how many.

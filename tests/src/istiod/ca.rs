@@ -91,7 +91,8 @@ pub(super) struct CaScript {
     pub(super) behaviour: CaBehaviour,
     pub(super) exceptions: BTreeMap<String, CaBehaviour>,
     pub(super) impersonation: Impersonation,
-    /// Instead of the lifetime asked for.
+    /// Instead of the lifetime asked for, and from now: certificates of a few seconds would be past half of their life
+    /// from the beginning otherwise.
     pub(super) lifetime: Option<Duration>,
     pub(super) requests: Vec<CaRequest>,
     pub(super) in_flight: usize,
@@ -210,11 +211,13 @@ fn issue<K: rcgen::PublicKeyData>(
     }
     let now = SystemTime::now();
     shared.change(|state| {
-        let lifetime = state.ca.lifetime.unwrap_or(asked);
         let (not_before, not_after) = match behaviour {
             CaBehaviour::BackDated { age, left: Some(left) } => (now - *age, now + *left),
             CaBehaviour::BackDated { age, left: None } => (now - *age, now - *age / 2),
-            _ => (now - BACKDATE, now + lifetime),
+            _ => match state.ca.lifetime {
+                Some(lifetime) => (now, now + lifetime),
+                None => (now - BACKDATE, now + asked),
+            },
         };
         let wanted = Wanted { identity, key, not_before, not_after };
         state.authority.issue(&wanted).map_err(|error| Status::internal(format!("{error:#}")))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -246,7 +246,8 @@ impl ScriptedCa<'_> {
         self.shared.change(|state| state.ca.impersonation = impersonation);
     }
 
-    /// Issues for this long, whatever is asked for. None: as asked for.
+    /// Issues for this long from the moment of issue, whatever is asked for. None: as asked for, and beginning two minutes
+    /// earlier, as istiod does.
     pub fn lifetime(&self, lifetime: Option<Duration>) {
         self.shared.change(|state| state.ca.lifetime = lifetime);
     }
@@ -304,6 +305,12 @@ impl ScriptedCa<'_> {
     pub fn identities(&self) -> BTreeSet<String> {
         let state = self.shared.state();
         state.ca.requests.iter().map(|request| request.identity.clone()).collect()
+    }
+
+    /// When the newest certificate of the identity expires.
+    pub fn expiry(&self, identity: &str) -> Result<SystemTime> {
+        let expiry = self.shared.state().authority.expiry(identity);
+        expiry.with_context(|| format!("nothing has been issued to {identity}"))
     }
 
     /// How many certificates the identity has been given.

@@ -219,15 +219,13 @@ impl State {
 
     /// How the proxy answered the newest response of the type, if that tells all there is to tell and it has an answer.
     pub(super) fn current_answer(&self, proxy: &str, kind: ResourceType) -> Option<Answer> {
-        let streams = self.streams.values().filter(|stream| stream.proxy.pod == proxy);
-        let mut answers = streams.filter_map(|stream| {
-            let subscription = stream.session.subscription(kind)?;
-            let (nonce, answer) = subscription.answered.as_ref()?;
-            let current =
-                subscription.revision >= self.revision_of(kind) && subscription.sent.as_ref() == Some(nonce);
-            current.then(|| answer.clone())
-        });
-        answers.next()
+        // The newest stream counts: an old one may still be there.
+        let stream = self.streams.values().rev().find(|stream| stream.proxy.pod == proxy)?;
+        let subscription = stream.session.subscription(kind)?;
+        let (nonce, answer) = subscription.answered.as_ref()?;
+        let current =
+            subscription.revision >= self.revision_of(kind) && subscription.sent.as_ref() == Some(nonce);
+        current.then(|| answer.clone())
     }
 
     /// A few lines for whoever waited in vain.

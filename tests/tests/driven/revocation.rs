@@ -1,0 +1,77 @@
+//! Revoked certificates (`CRL_PATH`).
+
+use lab::{Driven, DrivenOptions, OpenConnection};
+
+use crate::{answers, cut, echo};
+
+const REJECTIONS: &str = "istio_crl_policy_rejections_total";
+
+fn scene() -> Driven {
+    let options = DrivenOptions { revocations: true, ..DrivenOptions::default() };
+    Driven::with(&options, |_, _| Ok(())).unwrap()
+}
+
+#[test]
+fn a_revoked_client_loses_its_open_connections_and_gets_no_new_ones_and_nobody_else_does() {
+    let scene = scene();
+    let echo = echo(&scene.server);
+    // A list without entries, written while the proxies run.
+    scene.write_revocations().unwrap();
+    let revoked = OpenConnection::open(&scene.client, echo.ipv4()).unwrap();
+    let others =
+        [&scene.neighbour, &scene.outsider].map(|pod| OpenConnection::open(pod, echo.ipv4()).unwrap());
+    scene.istiod.ca().revoke(&scene.client.identity()).unwrap();
+    assert!(revoked.works(), "until the proxies are told");
+    scene.write_revocations().unwrap();
+    revoked.wait_until_cut().unwrap();
+    assert!(cut(&scene.client, echo.ipv4()));
+    for (pod, open) in [&scene.neighbour, &scene.outsider].into_iter().zip(&others) {
+        assert!(open.works() && answers(pod, echo.ipv4()), "{}", pod.name());
+    }
+    let west = scene.west.ztunnel().unwrap();
+    let counted = west.metric(REJECTIONS, "reporter=\"destination\"").unwrap();
+    assert!(counted >= 2.0, "one cut and one refused, but {counted} are counted");
+    let of_client = |line: &lab::AccessLine| {
+        line.text("src.identity") == scene.client.identity() && line.message == "connection failed"
+    };
+    west.wait_for_access(of_client).unwrap();
+}
+
+#[test]
+fn connections_to_a_revoked_server_are_cut_and_not_made_again() {
+    let scene = scene();
+    let [server, near] = [&scene.server, &scene.neighbour].map(echo);
+    let [to_revoked, to_other] =
+        [&server, &near].map(|echo| OpenConnection::open(&scene.client, echo.ipv4()).unwrap());
+    scene.istiod.ca().revoke(&scene.server.identity()).unwrap();
+    // Only the client's proxy is told.
+    scene.istiod.ca().write_revocations(&scene.east.control.revocations()).unwrap();
+    to_revoked.wait_until_cut().unwrap();
+    assert!(cut(&scene.client, server.ipv4()));
+    assert!(to_other.works() && answers(&scene.client, near.ipv4()));
+    let counted = scene.east.ztunnel().unwrap().metric(REJECTIONS, "reporter=\"source\"").unwrap();
+    assert!(counted >= 1.0, "{counted}");
+}
+
+#[test]
+fn a_damaged_or_deleted_list_changes_nothing() {
+    let scene = scene();
+    let echo = echo(&scene.server);
+    assert!(answers(&scene.client, echo.ipv4()));
+    scene.istiod.ca().revoke(&scene.client.identity()).unwrap();
+    scene.write_revocations().unwrap();
+    lab::wait_until(|| cut(&scene.client, echo.ipv4())).unwrap();
+    let path = scene.west.control.revocations();
+    std::fs::write(&path, "-----BEGIN X509 CRL-----\nnot at all\n-----END X509 CRL-----\n").unwrap();
+    let west = scene.west.ztunnel().unwrap();
+    west.wait_for_log("CRL").unwrap();
+    assert!(cut(&scene.client, echo.ipv4()));
+    std::fs::remove_file(&path).unwrap();
+    assert!(cut(&scene.client, echo.ipv4()));
+    assert!(answers(&scene.neighbour, echo.ipv4()));
+
+    // Reinstated, it is let in again.
+    scene.istiod.ca().reinstate();
+    scene.write_revocations().unwrap();
+    lab::wait_until(|| answers(&scene.client, echo.ipv4())).unwrap();
+}

@@ -170,10 +170,10 @@ fn mesh(workloads: usize, services: usize) -> Mesh {
         };
         if index == WITH_WAYPOINT {
             let destination = NetworkAddress { network: "".into(), address: pod_ip(2) };
-            service.waypoint = Some(GatewayAddress {
+            service.waypoint = Some(Arc::new(GatewayAddress {
                 destination: Destination::Address(destination),
                 hbone_mtls_port: 15008,
-            });
+            }));
         }
         mesh.upsert_service(Arc::new(service));
     }

@@ -5,8 +5,8 @@
 //! authorization where it arrives.
 //!
 //! [`app`] wires the parts; [`proxy`] holds the stages of a connection; [`state`] what the mesh looks like; [`pods`]
-//! which pods are ours; [`config`] what the operator asked for; [`metrics`] and [`admin`] what operators see.
-//! which pods are ours; [`control_plane`] the channel to istiod; [`config`] what the operator asked for.
+//! which pods are ours; [`control_plane`] the channel to istiod; [`config`] what the operator asked for; [`metrics`] and
+//! [`admin`] what operators see.
 
 pub mod admin;
 pub mod app;

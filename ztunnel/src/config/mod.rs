@@ -243,11 +243,6 @@ impl Config {
                 "policy decisions are not logged one by one in this version; the access log has the outcome";
             read.warning(settings::AUTHZ_POLICY_INFO_LOGGING.name, problem);
         }
-        if self.crl.is_some() {
-            let problem =
-                "there are no revocation lists in this version: revoked certificates are still accepted";
-            read.warning(settings::CRL_PATH.name, problem);
-        }
         if read.optional(&settings::PREFERED_SERVICE_NAMESPACE).is_some() {
             let problem = "is for the DNS proxy, which is not in this version";
             read.warning(settings::PREFERED_SERVICE_NAMESPACE.name, problem);

@@ -377,7 +377,6 @@ fn what_is_not_there_yet_is_told_and_not_refused() {
         ("UNSTABLE_ENABLE_SOCKS5", "true"),
         ("ISTIO_META_DNS_CAPTURE", "true"),
         ("AUTHZ_POLICY_INFO_LOGGING", "true"),
-        ("CRL_PATH", "crl.pem"),
         ("PREFERED_SERVICE_NAMESPACE", "shop"),
         ("AUTH_TOKEN", "token"),
     ]);
@@ -385,7 +384,6 @@ fn what_is_not_there_yet_is_told_and_not_refused() {
         "UNSTABLE_ENABLE_SOCKS5",
         "ISTIO_META_DNS_CAPTURE",
         "AUTHZ_POLICY_INFO_LOGGING",
-        "CRL_PATH",
         "PREFERED_SERVICE_NAMESPACE",
     ];
     assert_eq!(warnings(&config.unwrap()), told);

@@ -168,3 +168,79 @@ impl fmt::Debug for State {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    async fn collected(body: Body) -> Result<Vec<u8>, Interrupted> {
+        let collected = tokio::time::timeout(LONG, body.collect()).await.unwrap()?;
+        Ok(collected.to_bytes().to_vec())
+    }
+
+    #[tokio::test]
+    async fn everything_that_was_written_arrives_in_order() {
+        for length in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK] {
+            let expected: Vec<u8> = (0..=250).cycle().take(length).collect();
+            let written = expected.clone();
+            let body =
+                Body::produced(move |sink| written.chunks(1000).try_for_each(|piece| sink.write_all(piece)));
+            assert!(collected(body).await.unwrap() == expected, "{length} bytes");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_whose_producer_fails_or_panics_does_not_end_as_if_complete() {
+        let fails = Body::produced(|sink| {
+            sink.write_all(b"half")?;
+            Err(io::ErrorKind::InvalidData.into())
+        });
+        let Interrupted(cause) = collected(fails).await.unwrap_err();
+        assert_eq!(cause.kind(), io::ErrorKind::InvalidData);
+        let panics = Body::produced(|_| panic!("as the test wants"));
+        assert!(collected(panics).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_producer_is_not_ahead_of_its_reader_and_ends_with_it() {
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let mut body = Body::produced(move |sink| {
+            let mut written = 0;
+            let error = loop {
+                match sink.write_all(&[0; CHUNK]) {
+                    Ok(()) => written += 1,
+                    Err(error) => break error,
+                }
+            };
+            ended.send(written).unwrap();
+            Err(error)
+        });
+        body.frame().await.unwrap().unwrap();
+        drop(body);
+        let written = tokio::time::timeout(LONG, end).await.unwrap().unwrap();
+        // One was read, some wait, one is in the producer's hands.
+        assert!(written <= 1 + WAITING_CHUNKS + 2, "{written}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_nobody_asks_for_is_not_produced() {
+        let ran = Arc::new(AtomicBool::new(false));
+        let seen = ran.clone();
+        drop(Body::produced(move |_| {
+            seen.store(true, Ordering::Relaxed);
+            Ok(())
+        }));
+        // Were it running, it would be before this one.
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+        assert!(!ran.load(Ordering::Relaxed));
+    }
+}

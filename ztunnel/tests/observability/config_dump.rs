@@ -1,191 +1,19 @@
-//! The configuration dump: shapes that tools parse, consistency, and a server for the loopback alone.
-
-#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
-
-mod http_client;
+//! The configuration dump: shapes that tools parse, and consistency.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use http_client::{LONG, ask, get, run};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use ztunnel::admin::dump::{
-    BuildInfo, ConnectionProtocol, Dump, DumpSources, InboundConnection, OutboundConnection, PodConnections,
-    PodState, ProxyState, write_mesh,
-};
-use ztunnel::admin::{AdminServer, GatherPods, Section};
-use ztunnel::config::{Families, WorkloadName};
+use ztunnel::admin::Section;
+use ztunnel::admin::dump::{Dump, write_mesh};
 use ztunnel::policy::{Action, Enforcement, MatchSpec, PolicyScope, PolicySpec, Unreadable, compile};
-use ztunnel::state::model::{NamespacedHostname, Workload};
+use ztunnel::state::model::Workload;
 use ztunnel::state::{Mesh, MeshState, StaticConfig};
 
-/// One resource with everything, and one with as little as there can be.
-const MESH: &str = r#"
-workloads:
-- uid: west//Pod/shop/cart-0
-  name: cart-0
-  namespace: shop
-  serviceAccount: cart
-  trustDomain: corp.example
-  clusterId: west
-  network: net-a
-  node: node-3
-  hostname: cart-0.example.com
-  protocol: HBONE
-  networkMode: HostNetwork
-  nativeTunnel: true
-  workloadIps: ["10.8.3.4", "fd00::4"]
-  workloadName: cart
-  workloadType: deployment
-  canonicalName: cart
-  canonicalRevision: v2
-  applicationTunnel: {protocol: PROXY, port: 15088}
-  waypoint: {destination: "net-a/10.96.44.90", hboneMtlsPort: 15008}
-  networkGateway: {destination: "gw/gw.example.com", hboneMtlsPort: 15009}
-  authorizationPolicies: ["shop/callers"]
-  locality: {region: eu, zone: eu-1a, subzone: ""}
-  status: Unhealthy
-  capacity: 3
-  services:
-    "shop/cart.shop.svc.cluster.local": {80: 9090, 443: 8443}
-    "shop/late.example.com": {443: 8443}
-    "shop-b/late.example.com": {1: 2}
-- uid: b
-  namespace: shop
-  workloadIps: []
-  services: {}
-services:
-- name: cart
-  namespace: shop
-  hostname: cart.shop.svc.cluster.local
-  vips: ["net-a/10.96.44.7", "/fd00::7"]
-  cidrVips: [{network: net-a, cidr: 240.7.0.0/16}]
-  ports: {80: 9090, 443: 0, 9: 9}
-  endpoints:
-    x: {workloadUid: b, port: {80: 1}}
-  subjectAltNames: ["spiffe://corp.example/ns/shop/sa/other"]
-  waypoint: {destination: "shop/wp.shop.svc.cluster.local", hboneMtlsPort: 15008}
-  weightedWaypoints:
-  - {destination: {destination: "shop/next.shop.svc.cluster.local", hboneMtlsPort: 15008}, weight: 90}
-  loadBalancer: {routingPreferences: [Network, Region, Zone], mode: Failover, healthPolicy: AllowAll}
-  ipFamilies: IPv4
-  canonical: true
-  visibility: Namespace
-- name: bare
-  namespace: shop
-  hostname: bare.example.com
-  vips: []
-  ports: {}
-policies:
-- name: callers
-  namespace: shop
-  scope: WorkloadSelector
-  action: Allow
-  dryRun: false
-  rules:
-  - - - principals: [{Exact: corp.example/ns/shop/sa/web}, {Presence: []}]
-        notPrincipals: [{Suffix: /sa/bad}]
-      - namespaces: [{Prefix: edge-}]
-        notNamespaces: [{Exact: edge-x}]
-    - - destinationPorts: [9090]
-        notDestinationPorts: [1, 2]
-        sourceIps: [10.0.0.0/8]
-        notSourceIps: [10.9.0.0/16]
-        destinationIps: [fd00::/8]
-        notDestinationIps: [10.1.0.1/32]
-        serviceAccounts: [{namespace: shop, serviceAccount: web}]
-        notServiceAccounts: [{namespace: shop, serviceAccount: bad}]
-- name: all
-  namespace: istio-system
-  scope: Global
-  action: Deny
-  dryRun: true
-  rules: []
-"#;
-
-fn static_config() -> StaticConfig {
-    StaticConfig::parse("mesh.yaml", MESH).unwrap()
-}
-
-fn mesh() -> Mesh {
-    let mut mesh = Mesh::new(None);
-    static_config().apply(&mut mesh);
-    mesh
-}
-
-fn sources(mesh: impl Fn() -> Arc<Mesh> + Send + Sync + 'static) -> DumpSources {
-    DumpSources {
-        mesh: Box::new(mesh),
-        certificates: Box::new(Vec::new),
-        config: json!({"clusterId": "west", "adminAddr": {"Localhost": [true, 15000]}}),
-        static_config: Box::new(static_config),
-        version: BuildInfo::of_this_program(Some("1.30.1")),
-    }
-}
-
-fn pods() -> Vec<PodState> {
-    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-    let workload = |name: &str| WorkloadName {
-        namespace: "shop".to_owned(),
-        name: name.to_owned(),
-        service_account: "cart".to_owned(),
-    };
-    let inbound = |original_dst, protocol| InboundConnection {
-        src: address("10.8.1.9:40112"),
-        original_dst,
-        actual_dst: address("[::ffff:10.8.3.4]:9090"),
-        protocol,
-    };
-    let outbound = OutboundConnection {
-        src: address("10.8.3.4:37770"),
-        original_dst: address("10.96.71.2:443"),
-        actual_dst: address("[fd00::6]:15008"),
-        protocol: ConnectionProtocol::DoubleHbone,
-    };
-    let connections = PodConnections {
-        inbound: vec![
-            inbound(Some("cart.example.com".into()), ConnectionProtocol::Hbone),
-            inbound(None, ConnectionProtocol::Tcp),
-        ],
-        outbound: vec![outbound],
-    };
-    vec![
-        PodState {
-            uid: "7777".into(),
-            workload: workload("tax-0"),
-            state: ProxyState::Pending,
-            connections: None,
-        },
-        PodState {
-            uid: "0f1a".into(),
-            workload: workload("cart-0"),
-            state: ProxyState::Up,
-            connections: Some(connections),
-        },
-    ]
-}
-
-fn dump(sources: DumpSources, pods: Option<Vec<PodState>>) -> Vec<u8> {
-    let mut text = Vec::new();
-    Dump::new(Arc::new(sources), pods, Section::ALL.into()).write(&mut text).unwrap();
-    text
-}
-
-fn full_dump() -> Vec<u8> {
-    dump(sources(|| Arc::new(mesh())), Some(pods()))
-}
-
-fn parsed(text: &[u8]) -> Value {
-    serde_json::from_slice(text).unwrap()
-}
+use crate::fixture::{dump, full_dump, mesh, parsed, pods, sources, static_config};
 
 #[test]
 fn keys_are_in_byte_order_and_the_indent_is_two_spaces() {
@@ -457,8 +285,11 @@ struct GoCertificate {
 struct GoPod {
     state: String,
     info: BTreeMap<String, String>,
-    connections: Option<BTreeMap<String, Vec<BTreeMap<String, Option<String>>>>>,
+    connections: Option<BTreeMap<String, Vec<GoConnection>>>,
 }
+
+/// A Go string takes null.
+type GoConnection = BTreeMap<String, Option<String>>;
 
 #[test]
 fn the_types_are_those_that_the_tools_decode() {
@@ -500,115 +331,6 @@ fn a_dump_taken_while_the_mesh_changes_shows_one_moment() {
     }
     changing.store(false, Ordering::Relaxed);
     writer.join().unwrap();
-}
-
-fn serve(sources: DumpSources, pods: Option<GatherPods>) -> SocketAddr {
-    let server = AdminServer::bind(Families::Ipv4, 0).unwrap();
-    let address = server.local_addresses().unwrap()[0];
-    tokio::task::spawn_local(server.serve(sources, pods));
-    address
-}
-
-fn gather() -> Option<GatherPods> {
-    Some(Box::new(|| async { pods() }.boxed_local()))
-}
-
-#[test]
-fn the_server_answers_as_tools_expect() {
-    run(async {
-        let server = serve(sources(|| Arc::new(mesh())), gather());
-        let (content_type, text) = get(server, "/config_dump", None).await;
-        assert_eq!((content_type.as_str(), text.as_bytes()), ("application/json", &*full_dump()));
-        let post = ask(server, "POST", "/config_dump?format=x", None).await;
-        assert_eq!((post.status().as_u16(), &**post.body()), (200, &*full_dump()));
-        let head = ask(server, "HEAD", "/config_dump", None).await;
-        assert!(head.status() == 200 && head.body().is_empty());
-
-        let (_, text) = get(server, "/config_dump?section=version,services", None).await;
-        let part = parsed(text.as_bytes());
-        assert_eq!(part.as_object().unwrap().keys().collect::<Vec<_>>(), ["services", "version"]);
-        assert_eq!(part["services"], parsed(&full_dump())["services"]);
-        let unknown = ask(server, "GET", "/config_dump?section=secrets", None).await;
-        assert_eq!(unknown.status(), 400);
-        assert!(String::from_utf8_lossy(unknown.body()).contains("workloads"));
-
-        let (content_type, page) = get(server, "/", None).await;
-        assert_eq!(content_type, "text/html; charset=utf-8");
-        assert!(page.contains("<title>Ztunnel Admin</title>") && page.contains("href=\"./config_dump\""));
-        for path in ["/config_dump/", "//config_dump", "/metrics", "/certs", "/quitquitquit"] {
-            let answer = ask(server, "GET", path, None).await;
-            assert!(answer.status() == 404 && answer.body().is_empty(), "{path}");
-        }
-    });
-}
-
-#[test]
-fn the_server_is_on_the_loopback_addresses_and_no_others() {
-    run(async {
-        let both = AdminServer::bind(Families::Both, 0).unwrap().local_addresses().unwrap();
-        assert!(both.iter().all(|address| address.ip().is_loopback()), "{both:?}");
-        let server = serve(sources(|| Arc::new(mesh())), None);
-        assert!(TcpStream::connect(server).await.is_ok());
-        // Another address of this machine, which a wildcard would cover.
-        let elsewhere = SocketAddr::new(IpAddr::from([127, 0, 0, 2]), server.port());
-        let refused = TcpStream::connect(elsewhere).await.unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
-    });
-}
-
-#[test]
-fn pods_that_do_not_tell_their_state_do_not_hold_up_the_dump() {
-    run(async {
-        let silent: GatherPods = Box::new(|| std::future::pending().boxed_local());
-        let server = serve(sources(|| Arc::new(mesh())), Some(silent));
-        let (_, text) = get(server, "/config_dump", None).await;
-        assert_eq!(parsed(text.as_bytes())["workloadState"], json!({}));
-        assert_eq!(parsed(text.as_bytes())["workloads"], parsed(&full_dump())["workloads"]);
-    });
-}
-
-/// So large that no socket buffer holds its dump.
-fn large_mesh() -> Mesh {
-    let mut mesh = Mesh::new(None);
-    for number in 0..30_000 {
-        let host =
-            NamespacedHostname { namespace: "ns".into(), hostname: format!("svc-{}", number % 100).into() };
-        mesh.upsert_workload(Arc::new(Workload {
-            uid: format!("cluster//Pod/ns/pod-{number}").into(),
-            name: format!("pod-{number}").into(),
-            services: [(host, [(80, 8080)].into_iter().collect())].into(),
-            ..Workload::default()
-        }));
-    }
-    mesh
-}
-
-#[test]
-fn a_slow_reader_holds_up_nobody_and_its_dump_ends_with_it() {
-    run(async {
-        let mesh = Arc::new(large_mesh());
-        let held = Arc::downgrade(&mesh);
-        let views = mesh.clone();
-        let server = serve(sources(move || views.clone()), None);
-        let idle = held.strong_count();
-        let mut slow = TcpStream::connect(server).await.unwrap();
-        slow.write_all(b"GET /config_dump HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-        let mut beginning = [0; 12];
-        slow.read_exact(&mut beginning).await.unwrap();
-        assert_eq!(&beginning, b"HTTP/1.1 200");
-
-        let (_, text) = get(server, "/config_dump?section=workloads", None).await;
-        assert_eq!(parsed(text.as_bytes())["workloads"].as_array().unwrap().len(), 30_000);
-        assert!(held.strong_count() > idle, "the slow reader's dump is not finished");
-        drop(slow);
-        let ended = async {
-            while held.strong_count() > idle {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(LONG, ended).await.expect("the dump of a reader that left goes on");
-        drop(mesh);
-    });
 }
 
 /// Fails after some bytes.

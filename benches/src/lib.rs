@@ -11,10 +11,12 @@
 //! ```
 
 mod certificates;
+pub mod driven;
 mod figures;
 mod held;
 mod interrupt;
 mod load;
+pub mod mesh;
 mod origin;
 mod pair;
 mod path;

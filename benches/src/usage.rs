@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use lab::Result;
@@ -16,6 +17,19 @@ pub(crate) struct Memory {
     pub(crate) rss: u64,
     /// The same, where a page that is shared by n processes counts for an n-th.
     pub(crate) pss: u64,
+}
+
+/// CPU that a process has used in the threads that it has now, in steps of nanoseconds (`/proc/PID/task/TID/schedstat`).
+pub(crate) fn cpu_time(process: u32) -> Result<Duration> {
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let path = thread?.path().join("schedstat");
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("a measured thread ended: {}", path.display()))?;
+        let first = text.split(' ').next().and_then(|first| first.parse::<u64>().ok());
+        nanoseconds += first.with_context(|| format!("not the format of the kernel: {}", path.display()))?;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
 /// Seconds of CPU, user and system, that the processes have used in all their threads, ended threads included.
@@ -38,6 +52,13 @@ pub(crate) fn memory(process: u32) -> Result<Memory> {
     let path = format!("/proc/{process}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     parse_smaps_rollup(&text).with_context(|| format!("not the format of proc(5): {path}"))
+}
+
+/// The most memory of a process that was ever resident, in kB.
+pub(crate) fn peak(process: u32) -> Result<u64> {
+    let path = format!("/proc/{process}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    kilobytes(&status, "VmHWM").with_context(|| format!("not the format of proc(5): {path}"))
 }
 
 /// The children of a process, their children, and so on.
@@ -87,11 +108,12 @@ impl Stat {
 }
 
 fn parse_smaps_rollup(text: &str) -> Option<Memory> {
-    let kilobytes = |key: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-        line.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse().ok()
-    };
-    Some(Memory { rss: kilobytes("Rss")?, pss: kilobytes("Pss")? })
+    Some(Memory { rss: kilobytes(text, "Rss")?, pss: kilobytes(text, "Pss")? })
+}
+
+fn kilobytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
 #[cfg(test)]

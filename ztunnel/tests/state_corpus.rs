@@ -3,7 +3,32 @@
 use std::fs;
 use std::path::Path;
 
+use xds_client::ResourceType;
 use ztunnel::state::{Mesh, StaticConfig};
+
+#[path = "../fuzz/fuzz_targets/checks.rs"]
+mod checks;
+
+#[test]
+fn resources_of_the_corpus_whole_and_damaged_are_applied_or_rejected() {
+    for (folder, kind) in
+        [("xds_address", ResourceType::Address), ("xds_authorization", ResourceType::Authorization)]
+    {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(folder);
+        let seeds: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|seed| fs::read(seed.unwrap().path()).unwrap()).collect();
+        assert!(seeds.len() > 3, "{} seeds in {}", seeds.len(), folder.display());
+        for seed in seeds {
+            checks::apply(kind, &seed);
+            for at in 0..seed.len() {
+                checks::apply(kind, &seed[..at]);
+                let mut damaged = seed.clone();
+                damaged[at] ^= 0x15;
+                checks::apply(kind, &damaged);
+            }
+        }
+    }
+}
 
 #[test]
 fn static_files_of_the_corpus_are_judged_as_their_names_say() {

@@ -124,7 +124,7 @@ fn a_proxy_that_does_not_trust_istiod_or_has_no_roots_yet_waits_for_them() {
     for node in [&scene.east, &scene.west] {
         let ztunnel = node.ztunnel().unwrap();
         lab::wait_until(|| ztunnel.readiness().is_ok_and(|(status, _)| status == 500)).unwrap();
-        ztunnel.wait_for_log("xds").unwrap();
+        ztunnel.wait_for_log("no stream to the control plane").unwrap();
         assert_eq!(ztunnel.readiness().unwrap().0, 500);
     }
     assert_eq!(scene.istiod.streams_so_far(), 0);

@@ -87,7 +87,7 @@ fn a_proxy_that_starts_while_istiod_is_down_becomes_ready_when_it_is_there() {
     let west = scene.west.ztunnel().unwrap();
     lab::wait_until(|| west.readiness().is_ok_and(|(status, _)| status == 500)).unwrap();
     // Until it has tried in vain at least once.
-    west.wait_for_log("xds").unwrap();
+    west.wait_for_log("no stream to the control plane").unwrap();
     assert_eq!(west.readiness().unwrap().0, 500);
     let process = west.process().id();
     scene.istiod.listen().unwrap();

@@ -6,9 +6,13 @@ use crate::{answers, cut, echo};
 
 const REJECTIONS: &str = "istio_crl_policy_rejections_total";
 
+fn options() -> DrivenOptions {
+    DrivenOptions { revocations: true, ..DrivenOptions::default() }
+}
+
+/// Ready, without files of revocation lists.
 fn scene() -> Driven {
-    let options = DrivenOptions { revocations: true, ..DrivenOptions::default() };
-    Driven::with(&options, |_, _| Ok(())).unwrap()
+    Driven::with(&options(), |_, _| Ok(())).unwrap()
 }
 
 #[test]
@@ -55,7 +59,10 @@ fn connections_to_a_revoked_server_are_cut_and_not_made_again() {
 
 #[test]
 fn a_damaged_or_deleted_list_changes_nothing() {
-    let scene = scene();
+    let mut scene = Driven::prepare(&options()).unwrap();
+    scene.write_revocations().unwrap();
+    scene.istiod.listen().unwrap();
+    scene.start().unwrap();
     let echo = echo(&scene.server);
     assert!(answers(&scene.client, echo.ipv4()));
     scene.istiod.ca().revoke(&scene.client.identity()).unwrap();
@@ -64,9 +71,10 @@ fn a_damaged_or_deleted_list_changes_nothing() {
     let path = scene.west.control.revocations();
     std::fs::write(&path, "-----BEGIN X509 CRL-----\nnot at all\n-----END X509 CRL-----\n").unwrap();
     let west = scene.west.ztunnel().unwrap();
-    west.wait_for_log("CRL").unwrap();
+    west.wait_for_log("the file of revocation lists is bad").unwrap();
     assert!(cut(&scene.client, echo.ipv4()));
     std::fs::remove_file(&path).unwrap();
+    west.wait_for_log("no file of revocation lists").unwrap();
     assert!(cut(&scene.client, echo.ipv4()));
     assert!(answers(&scene.neighbour, echo.ipv4()));
 

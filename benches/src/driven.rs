@@ -101,13 +101,8 @@ pub fn measure(workloads: usize, binary: PathBuf) -> Result<DrivenFigures> {
     })?;
     std::thread::sleep(SETTLING);
     let rss_after_resend = memory(pid(&scene)?)?.rss;
-    let dump_file = scene.east.node.directory().join("dump.json");
-    let dump = cost_of(&scene, || {
-        let output = dump_file.display().to_string();
-        let curl = ["-sf", "-o", &output, "http://127.0.0.1:15000/config_dump"];
-        scene.east.node.feed("curl", &curl, "")
-    })?;
-    let dump_bytes = check_dump(&scene, &dump_file)?;
+    let dump = cost_of(&scene, || fetch_dump(&scene, Path::new("/dev/null")))?;
+    let dump_bytes = check_dump(&scene)?;
     let peak_rss = peak(pid(&scene)?)?;
     Ok(DrivenFigures {
         workloads,
@@ -153,8 +148,15 @@ fn cost_of(scene: &Driven, what: impl FnOnce() -> Result<()>) -> Result<Cost> {
     Ok(Cost { wall: started.elapsed(), cpu: cpu_time(pid(scene)?)? - cpu })
 }
 
+fn fetch_dump(scene: &Driven, file: &Path) -> Result<()> {
+    let file = file.display().to_string();
+    scene.east.node.feed("curl", &["-sf", "-o", &file, "http://127.0.0.1:15000/config_dump"], "")
+}
+
 /// The dump has to be JSON and to have the whole mesh in it. Returns its size.
-fn check_dump(scene: &Driven, file: &Path) -> Result<usize> {
+fn check_dump(scene: &Driven) -> Result<usize> {
+    let file = scene.east.node.directory().join("dump.json");
+    fetch_dump(scene, &file)?;
     let body = std::fs::read_to_string(file)?;
     let parsed: serde_json::Value = serde_json::from_str(&body).context("the dump is no JSON")?;
     let known = parsed["workloads"].as_array().map_or(0, Vec::len);

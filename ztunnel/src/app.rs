@@ -74,6 +74,9 @@ pub enum AppError {
     /// The node agent is not one.
     #[error(transparent)]
     Agent(#[from] AgentMisbehaved),
+    /// A part of the control thread is gone, which is a bug.
+    #[error("a part that must always run has {0}")]
+    Part(&'static str),
     /// The system refused a thread, a signal handler or a runtime.
     #[error("cannot start")]
     System(#[from] io::Error),
@@ -165,6 +168,17 @@ async fn control(config: Config) -> Result<(), AppError> {
     tokio::select! {
         outcome = served => outcome,
         () = tell(&mut signals, &stop, &config) => Ok(()),
+        error = ended(&mut beside) => Err(error),
+    }
+}
+
+/// Waits for a part that was to run as long as the process and does not. Without it the process would go on half alive, so
+/// it ends and is started again.
+async fn ended(beside: &mut JoinSet<()>) -> AppError {
+    match beside.join_next().await {
+        Some(Err(error)) if error.is_panic() => AppError::Part("panicked"),
+        Some(_) => AppError::Part("returned"),
+        None => std::future::pending().await,
     }
 }
 

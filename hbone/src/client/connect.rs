@@ -70,6 +70,9 @@ pub enum ConnectError {
     /// No answer in time.
     #[error("the peer did not answer in time")]
     Deadline,
+    /// This side cut the tunnel; see [`CutMark`].
+    #[error("the tunnel was cut")]
+    Cut,
 }
 
 impl ConnectRequest {
@@ -126,7 +129,8 @@ impl ConnectError {
             ConnectError::Refused(_)
             | ConnectError::Violation(_)
             | ConnectError::Transport(_)
-            | ConnectError::Deadline => false,
+            | ConnectError::Deadline
+            | ConnectError::Cut => false,
         }
     }
 }
@@ -154,6 +158,14 @@ impl Lease {
         request: &ConnectRequest,
         deadline: Instant,
     ) -> Result<Connected, ConnectError> {
+        let cut = self.0.cut.clone();
+        // Why this side cut the tunnel goes before what that looked like from inside.
+        self.open(request, deadline)
+            .await
+            .map_err(|error| if cut.is_set() { ConnectError::Cut } else { error })
+    }
+
+    async fn open(self, request: &ConnectRequest, deadline: Instant) -> Result<Connected, ConnectError> {
         // A clone, because the engine ties a queued request to the handle that queued it.
         let mut sender = self.0.sender.borrow().clone();
         let (response, send) = sender

@@ -9,10 +9,10 @@ use xds_client::{Demand, Demanded};
 
 use super::accept::{Accepted, Listener};
 use super::pod::LocalPod;
+use crate::state::Mesh;
 use crate::state::inbound::InboundError;
 use crate::state::model::{Service, Workload};
 use crate::state::route::{self, Family, Route, RouteError, Target};
-use crate::state::{Mesh, MeshState};
 
 /// How long a pod's first connections wait for the mesh to know the pod.
 const WORKLOAD_PATIENCE: Duration = Duration::from_secs(5);
@@ -46,6 +46,9 @@ pub(crate) enum ClassifyError {
     /// The pod has no identity that it could use.
     #[error("identity error")]
     Identity(#[from] super::pod::NoIdentity),
+    /// Whether the mesh knows the destination cannot be found out at the moment.
+    #[error("the control plane did not answer for {0}")]
+    NotAnswered(String),
     /// The destination is known by a name that does not resolve.
     #[error("no ip addresses were resolved for {0}")]
     Unresolved(Arc<str>),
@@ -74,7 +77,7 @@ pub(crate) async fn outbound(
     let shared = pod.worker.shared();
     if let Some(demand) = &shared.demand {
         let unknown = |mesh: &Mesh| route::unknown(mesh, &shared.routing, source, accepted.destination);
-        learn(&shared.mesh, demand, unknown).await;
+        learn(pod, demand, unknown).await?;
     }
     // Seeded from the generator that each thread has.
     let mut rng = fastrand::Rng::new();
@@ -93,14 +96,30 @@ pub(crate) async fn outbound(
 /// more if one of them changes meanwhile.
 const MOST_DEMANDS: usize = 4;
 
-/// Asks the control plane for what is `unknown`, one thing after another. What it does not know stays unknown.
-pub(super) async fn learn(mesh: &MeshState, demand: &Demand, unknown: impl Fn(&Mesh) -> Option<String>) {
+/// Connections of a pod on one worker that may wait for the control plane at once, so that no pod takes all places.
+const MOST_ASKING: usize = 256;
+
+/// Asks the control plane for what is `unknown`, one thing after another. What it does not know does not exist; what it
+/// does not answer for may be anything, so nothing is decided about it.
+pub(super) async fn learn(
+    pod: &LocalPod,
+    demand: &Demand,
+    unknown: impl Fn(&Mesh) -> Option<String>,
+) -> Result<(), ClassifyError> {
+    let mesh = &pod.worker.shared().mesh;
     for _ in 0..MOST_DEMANDS {
-        let Some(name) = unknown(&mesh.load()) else { return };
-        if demand.wait(&name).await != Demanded::Found {
-            return;
+        let Some(name) = unknown(&mesh.load()) else { return Ok(()) };
+        let answer = match pod.ask(MOST_ASKING) {
+            Some(_asking) => demand.wait(&name).await,
+            None => Demanded::Unavailable,
+        };
+        match answer {
+            Demanded::Found => {}
+            Demanded::Absent => return Ok(()),
+            Demanded::TimedOut | Demanded::Unavailable => return Err(ClassifyError::NotAnswered(name)),
         }
     }
+    Ok(())
 }
 
 /// The address of a target; looks it up if it only has a name.

@@ -55,13 +55,12 @@ pub(crate) async fn serve(
     let Some((record, connected)) = Box::pin(begin(&pod, &tunnel, *request)).await else { return };
     let result = match connected {
         Ok((client, application)) => {
-            let result = copy::hbone_to_tcp(client, application, record.transfer()).await;
-            // That the peer was revoked goes before whatever the tunnel's end looked like from inside.
-            if tunnel.revoked.get() { Err(ConnectionError::Revoked) } else { result.map_err(Into::into) }
+            copy::hbone_to_tcp(client, application, record.transfer()).await.map_err(Into::into)
         }
         Err(error) => Err(error),
     };
-    record.finish(result);
+    // That the peer was revoked goes before whatever the tunnel's end looked like from inside.
+    record.finish(if tunnel.revoked.get() { Err(ConnectionError::Revoked) } else { result });
 }
 
 type Connected = Result<(HboneStream, TcpStream), ConnectionError>;
@@ -106,9 +105,10 @@ async fn decide(
     let authority = request.authority().map_err(RequestRefused::Authority)?;
     let workload = classify::local_workload(pod).await?;
     let shared = pod.worker.shared();
-    if let Some(demand) = &shared.demand {
+    if let Some(demand) = shared.demand.as_ref().filter(|_| tunnel.may_ask()) {
         let local = tunnel.local.ip();
-        learn(&shared.mesh, demand, |mesh| unknown(mesh, &shared.routing.network, local, &authority)).await;
+        let unknown = |mesh: &Mesh| unknown(mesh, &shared.routing.network, local, &authority);
+        learn(pod, demand, unknown).await?;
     }
     let mesh = shared.mesh.load();
     let asked = match &authority {

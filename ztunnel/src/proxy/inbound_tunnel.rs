@@ -31,6 +31,20 @@ pub(crate) struct InboundTunnel {
     pub(super) keep_source: KeepSource,
     /// The tunnel has been ended because its peer was revoked.
     pub(super) revoked: Cell<bool>,
+    /// Addresses after which the control plane may still be asked on the peer's account.
+    questions: Cell<u8>,
+}
+
+/// Addresses that one tunnel may have the control plane asked for. Only what is sent to a waypoint names others than ours.
+const MOST_QUESTIONS: u8 = 64;
+
+impl InboundTunnel {
+    /// Whether the control plane may be asked once more for something that the peer names. What is not known then is refused.
+    pub(super) fn may_ask(&self) -> bool {
+        let left = self.questions.get();
+        self.questions.set(left.saturating_sub(1));
+        left > 0
+    }
 }
 
 /// How long the end of a revoked peer's tunnel may take to be sent.
@@ -106,6 +120,7 @@ async fn open(
         local_identity: identity,
         keep_source: accepted.keep_source,
         revoked: Cell::new(false),
+        questions: Cell::new(MOST_QUESTIONS),
     };
     Ok((tunnel, server, watch))
 }

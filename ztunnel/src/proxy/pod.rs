@@ -101,6 +101,8 @@ pub(crate) struct LocalPod {
     /// The tunnels' own work.
     drivers: Rc<TaskSet>,
     draining: watch::Sender<bool>,
+    /// Cloned for each connection that waits for the control plane.
+    asking: Rc<()>,
     /// Who the pod was last.
     identity: RefCell<Option<SpiffeId>>,
     /// The description of the pod that was sent last, and of what.
@@ -117,6 +119,7 @@ impl LocalPod {
             listeners: Rc::default(),
             drivers: Rc::default(),
             draining: watch::Sender::new(false),
+            asking: Rc::default(),
             identity: RefCell::default(),
             baggage: RefCell::default(),
         })
@@ -177,6 +180,11 @@ impl LocalPod {
         F: Future<Output = ()> + 'static,
     {
         self.drivers.spawn(None, driver);
+    }
+
+    /// A place among the `most` connections that may ask the control plane at once, if there is one.
+    pub(crate) fn ask(&self, most: usize) -> Option<Rc<()>> {
+        (Rc::strong_count(&self.asking) <= most).then(|| self.asking.clone())
     }
 
     /// Resolves once the pod has begun to drain.

@@ -107,6 +107,8 @@ pub(crate) async fn open_stream(
         Err(PoolError::Connect(hbone::ConnectError::Refused(status))) => {
             Err(ConnectionError::Refused(status))
         }
+        // Tunnels are cut for one reason only.
+        Err(PoolError::Connect(hbone::ConnectError::Cut)) => Err(ConnectionError::Revoked),
         Err(PoolError::Connect(error)) => Err(ConnectionError::Stream(error)),
         Err(PoolError::Lost) => Err(DialError::Lost.into()),
         Err(PoolError::Deadline | PoolError::Drained) => Err(DialError::Unavailable.into()),

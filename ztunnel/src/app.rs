@@ -15,6 +15,7 @@ mod observe;
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,8 +87,14 @@ pub enum AppError {
 /// thread: mesh state, certificates, node agent and what operators see live on it, so none of them delays a byte.
 pub fn run(config: Config) -> Result<(), AppError> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-    runtime.block_on(control(config))
+    let outcome = runtime.block_on(control(config));
+    // A lookup or a file that hangs is no reason to outlive the grace period.
+    runtime.shutdown_timeout(LEFTOVER_DEADLINE);
+    outcome
 }
+
+/// How long blocking calls may take that nobody waits for any more.
+const LEFTOVER_DEADLINE: Duration = Duration::from_secs(1);
 
 async fn control(config: Config) -> Result<(), AppError> {
     let mut signals = StopSignals::catch()?;
@@ -98,9 +105,6 @@ async fn control(config: Config) -> Result<(), AppError> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), mode = ?config.mode, workers = config.workers, descriptors, "starting"
     );
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
 
     let readiness = Readiness::default();
     let ready = Tasks::register(&readiness);
@@ -158,9 +162,16 @@ async fn control(config: Config) -> Result<(), AppError> {
             }
             ProxyMode::Dedicated { workload } => {
                 let bound = BoundPod::bind(workload.clone(), None, &config.sockets)?;
+                let mut stopped = pin!(stopped(stopping));
+                // Not served before, since policies would be missing. Connections wait in the kernel's queue.
+                tokio::select! {
+                    biased;
+                    _ = &mut stopped => return Ok(()),
+                    () = is_known(mesh_known) => {}
+                }
                 let pod = bound.serve(workers.handles()).await;
                 ready.proxy.done();
-                pod.stop(stopped(stopping).await).await;
+                pod.stop(stopped.await).await;
                 Ok(())
             }
         }
@@ -272,8 +283,11 @@ fn follow_control_plane(
             known.tell();
         }
     });
-    let config = xds_client::Config::new(node, mode);
-    let client = Client::new(config, ControlPlane::new(xds.peer.clone(), tls), state);
+    let control_plane = ControlPlane::new(xds.peer.clone(), tls);
+    let mut config = xds_client::Config::new(node, mode);
+    // Each step has its own deadline, whose error says more than this one's would.
+    config.connect_timeout = control_plane.longest_attempt() + Duration::from_secs(1);
+    let client = Client::new(config, control_plane, state);
     let demand = client.demand();
     beside.spawn_local(client.run(std::future::pending()));
     demand

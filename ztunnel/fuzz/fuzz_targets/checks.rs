@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use xds_client::{Handler as _, ResourceType};
-use ztunnel::policy::Access;
+use ztunnel::policy::{Access, Action};
 use ztunnel::state::xds::XdsState;
 use ztunnel::state::{Mesh, MeshState};
 
@@ -17,8 +17,12 @@ pub(crate) fn apply(kind: ResourceType, payload: &[u8]) {
     let outcome = xds.update(kind, &name, payload.to_vec().into());
     xds.commit(kind);
     let mesh = state.load();
-    let known = mesh.workload_count() + mesh.services().count() + mesh.policies().count();
-    assert_eq!(known, usize::from(outcome.is_ok()), "{outcome:?}");
+    let known = mesh.workload_count() + mesh.services().count();
+    // A policy that was rejected is there only if it denies everything.
+    let denials = mesh.policies().filter(|policy| policy.action() == Action::Deny).count();
+    assert!(known + denials <= 1, "{outcome:?}");
+    assert!(outcome.is_err() || known + mesh.policies().count() == 1, "{outcome:?}");
+    assert!(outcome.is_ok() || known + mesh.policies().count() == denials, "{outcome:?}");
     for workload in mesh.workloads() {
         assert!(mesh.workload(&workload.uid).is_some());
         let source = workload.addresses.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));

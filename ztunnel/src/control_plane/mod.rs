@@ -94,6 +94,13 @@ impl ControlPlane {
         Self { deadlines, ..self }
     }
 
+    /// How long an attempt can take at most, all steps together.
+    pub fn longest_attempt(&self) -> Duration {
+        let Deadlines { files, resolve, tcp, tls, http2 } = self.deadlines;
+        // The token and the roots are both files.
+        2 * files + resolve + tcp + tls + http2
+    }
+
     /// Which server this is, and how both ends prove who they are.
     pub fn peer(&self) -> &PeerConfig {
         &self.peer

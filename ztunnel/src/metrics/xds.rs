@@ -126,6 +126,10 @@ impl XdsMetrics {
                 drop(times.get_or_create(&url));
             }
         }
+        // A series made later would wait for a scrape that is being sent, and be what it is sent by.
+        for counters in [&metrics.messages, &metrics.message_bytes] {
+            drop(counters.get_or_create(&url(None)));
+        }
         metrics
     }
 }

@@ -58,6 +58,10 @@ impl Policies {
         }
     }
 
+    pub(crate) fn by_key(&self, key: &str) -> Option<&Arc<Policy>> {
+        self.by_key.get(key)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.by_key.iter().map(|(_, policy)| policy)
     }

@@ -1,7 +1,8 @@
-//! A short list that shares its items with its clones, ordered by a key that the items carry.
+//! A list that shares its items with its clones, ordered by a key that the items carry.
 //!
-//! Most addresses, hostnames and services have one owner, so a list of one costs no allocation of its own. Larger lists
-//! are copied when they are changed while somebody else holds them, and changed in place otherwise.
+//! Most addresses, hostnames and services have one owner, so a list of one costs no allocation of its own. A large list is
+//! cut into chunks, so that a change copies one of them and not the list, while somebody else holds it; what nobody else
+//! holds is changed in place.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -13,8 +14,10 @@ pub(crate) enum CowList<T> {
     #[default]
     Empty,
     One(T),
-    /// At least two.
-    Many(Arc<Vec<T>>),
+    /// At least two, and no more than a chunk holds.
+    Few(Arc<Vec<T>>),
+    /// At least two chunks, none of them empty.
+    Many(Arc<Vec<Arc<Vec<T>>>>),
 }
 
 /// What an item is ordered by.
@@ -23,13 +26,19 @@ pub(crate) trait Ranked {
     fn rank(&self, other: &Self) -> Ordering;
 }
 
+/// Items in a chunk at most. A change in a list of 10,000 copies one chunk and the 200 pointers to the others.
+const CHUNK: usize = 64;
+
 impl<T> CowList<T> {
-    pub(crate) fn as_slice(&self) -> &[T] {
-        match self {
-            Self::Empty => &[],
-            Self::One(item) => std::slice::from_ref(item),
-            Self::Many(items) => items,
-        }
+    /// All items, in order. Allocates nothing.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        let (few, many): (&[T], &[Arc<Vec<T>>]) = match self {
+            Self::Empty => (&[], &[]),
+            Self::One(item) => (std::slice::from_ref(item), &[]),
+            Self::Few(items) => (items, &[]),
+            Self::Many(chunks) => (&[], chunks),
+        };
+        few.iter().chain(many.iter().flat_map(|chunk| chunk.iter()))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -44,14 +53,19 @@ impl<T: Clone + Ranked> CowList<T> {
             Self::Empty => *self = Self::One(item),
             Self::One(other) => match item.rank(other) {
                 Ordering::Equal => *other = item,
-                Ordering::Less => *self = Self::Many(Arc::new(vec![item, other.clone()])),
-                Ordering::Greater => *self = Self::Many(Arc::new(vec![other.clone(), item])),
+                Ordering::Less => *self = Self::Few(Arc::new(vec![item, other.clone()])),
+                Ordering::Greater => *self = Self::Few(Arc::new(vec![other.clone(), item])),
             },
-            Self::Many(items) => {
-                let items = Arc::make_mut(items);
-                match items.binary_search_by(|other| other.rank(&item)) {
-                    Ok(at) => items[at] = item,
-                    Err(at) => items.insert(at, item),
+            Self::Few(items) => {
+                if let Some(second_half) = put_into(Arc::make_mut(items), item) {
+                    *self = Self::Many(Arc::new(vec![items.clone(), Arc::new(second_half)]));
+                }
+            }
+            Self::Many(chunks) => {
+                let at = chunk_of(chunks, &item);
+                let chunks = Arc::make_mut(chunks);
+                if let Some(second_half) = put_into(Arc::make_mut(&mut chunks[at]), item) {
+                    chunks.insert(at + 1, Arc::new(second_half));
                 }
             }
         }
@@ -61,22 +75,64 @@ impl<T: Clone + Ranked> CowList<T> {
     pub(crate) fn take(&mut self, item: &T) -> bool {
         match self {
             Self::Empty => false,
-            Self::One(other) if other.rank(item) == Ordering::Equal => {
-                *self = Self::Empty;
+            Self::One(other) => {
+                let found = other.rank(item) == Ordering::Equal;
+                if found {
+                    *self = Self::Empty;
+                }
+                found
+            }
+            Self::Few(items) => {
+                let Ok(at) = find(items, item) else { return false };
+                Arc::make_mut(items).remove(at);
+                *self = Self::few(items.clone());
                 true
             }
-            Self::One(_) => false,
-            Self::Many(items) => {
-                let Ok(at) = items.binary_search_by(|other| other.rank(item)) else { return false };
-                if let [one, other] = items.as_slice() {
-                    *self = Self::One(if at == 0 { other.clone() } else { one.clone() });
-                } else {
-                    Arc::make_mut(items).remove(at);
+            Self::Many(chunks) => {
+                let chunk = chunk_of(chunks, item);
+                let Ok(at) = find(&chunks[chunk], item) else { return false };
+                let chunks = Arc::make_mut(chunks);
+                Arc::make_mut(&mut chunks[chunk]).remove(at);
+                if chunks[chunk].is_empty() {
+                    chunks.remove(chunk);
+                }
+                if let [last] = chunks.as_slice() {
+                    *self = Self::few(last.clone());
                 }
                 true
             }
         }
     }
+
+    /// A list of what is left, at least one item.
+    fn few(items: Arc<Vec<T>>) -> Self {
+        match items.as_slice() {
+            [item] => Self::One(item.clone()),
+            _ => Self::Few(items),
+        }
+    }
+}
+
+/// Puts `item` in its place in a chunk. Returns the second half of the chunk if it has become too large.
+fn put_into<T: Ranked>(items: &mut Vec<T>, item: T) -> Option<Vec<T>> {
+    match find(items, &item) {
+        Ok(at) => items[at] = item,
+        Err(at) => items.insert(at, item),
+    }
+    (items.len() > CHUNK).then(|| {
+        let second_half = items.split_off(CHUNK / 2);
+        items.shrink_to(CHUNK);
+        second_half
+    })
+}
+
+fn find<T: Ranked>(items: &[T], item: &T) -> Result<usize, usize> {
+    items.binary_search_by(|other| other.rank(item))
+}
+
+/// The chunk that `item` is in, or belongs to.
+fn chunk_of<T: Ranked>(chunks: &[Arc<Vec<T>>], item: &T) -> usize {
+    chunks.partition_point(|chunk| chunk[0].rank(item) != Ordering::Greater).saturating_sub(1)
 }
 
 #[cfg(test)]
@@ -103,7 +159,9 @@ mod tests {
     proptest! {
         #[test]
         fn it_behaves_as_a_sorted_map_and_its_clones_never_change(
-            changes in prop::collection::vec((0..6u8, any::<u32>(), any::<bool>()), 0..60)
+            changes in prop_oneof![1..6u8, 200..=255u8].prop_flat_map(|keys| {
+                prop::collection::vec((0..keys, any::<u32>(), prop::bool::weighted(0.35)), 0..1000)
+            })
         ) {
             let mut list = CowList::default();
             let mut expected = BTreeMap::new();
@@ -115,11 +173,15 @@ mod tests {
                     list.put(Item { key, value });
                     expected.insert(key, value);
                 }
-                clones.push((list.clone(), expected.clone()));
+                // Half of them, so that some changes are made in place.
+                if value % 2 == 0 {
+                    clones.push((list.clone(), expected.clone()));
+                }
             }
+            clones.push((list, expected));
             for (list, expected) in clones {
                 let items: Vec<_> = expected.into_iter().map(|(key, value)| Item { key, value }).collect();
-                prop_assert_eq!(list.as_slice(), &items[..]);
+                prop_assert_eq!(list.iter().cloned().collect::<Vec<_>>(), &items[..]);
                 prop_assert_eq!(list.is_empty(), items.is_empty());
                 prop_assert_eq!(matches!(list, CowList::One(_)), items.len() == 1);
             }

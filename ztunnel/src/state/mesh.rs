@@ -70,7 +70,7 @@ impl Mesh {
 
     /// True while some workload of this node has this namespace and service account.
     pub fn has_local_account(&self, namespace: &str, service_account: &str) -> bool {
-        self.workloads.local(namespace, service_account).len() > 0
+        self.workloads.local(namespace, service_account).next().is_some()
     }
 
     /// All workloads of this node, in no particular order; costs as much as they are. Without a node that is everybody.
@@ -181,6 +181,11 @@ impl Mesh {
         workload.services.iter().filter_map(|(host, _)| self.service(&host.namespace, &host.hostname))
     }
 
+    /// The policy with this key.
+    pub fn policy(&self, key: &str) -> Option<&Arc<Policy>> {
+        self.policies.by_key(key)
+    }
+
     /// The policies that decide on connections to `workload`.
     pub fn policies_for<'a>(&'a self, workload: &'a Workload) -> PolicySet<'a> {
         self.policies.applying_to(&workload.namespace, &workload.authorization_policies)
@@ -251,17 +256,18 @@ impl Mesh {
         cidr_vips: Box<[NetworkCidr]>,
     ) {
         if vips.is_empty() && cidr_vips.is_empty() {
-            return self.pardon(name);
+            self.pardon(name);
+            return;
         }
         let host = NamespacedHostname { namespace: Arc::default(), hostname: name.clone() };
         self.rejected.upsert(Arc::new(Service { host, vips, cidr_vips, ..Service::default() }));
     }
 
     /// The resource `name` has been accepted, or is gone.
-    pub(crate) fn pardon(&mut self, name: &str) {
-        if !self.rejected.is_empty() {
-            self.rejected.remove("", name);
-        }
+    ///
+    /// Returns whether addresses were remembered for it.
+    pub(crate) fn pardon(&mut self, name: &str) -> bool {
+        !self.rejected.is_empty() && self.rejected.remove("", name).is_some()
     }
 
     /// Removes the workload or service that an `Address` resource of this name described: a uid, else

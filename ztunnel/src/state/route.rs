@@ -202,8 +202,10 @@ pub fn unknown(
         }
         Some(Owner::Service(service)) => {
             let weighted = service.weighted_waypoints.iter().map(|waypoint| &waypoint.destination);
-            let networks =
-                mesh.endpoints(service).filter_map(|endpoint| endpoint.workload.network_gateway.as_ref());
+            // The gateway of one's own network is named too, and never needed.
+            let remote =
+                mesh.endpoints(service).filter(|endpoint| endpoint.workload.network != source.network);
+            let networks = remote.filter_map(|endpoint| endpoint.workload.network_gateway.as_ref());
             service.waypoint.iter().chain(weighted).chain(networks).find(is_unknown)
         }
     };

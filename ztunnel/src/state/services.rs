@@ -84,16 +84,12 @@ impl Services {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.by_hostname.iter().flat_map(|(_, list)| list.as_slice())
+        self.by_hostname.iter().flat_map(|(_, list)| list.iter())
     }
 
     /// The service with this primary key.
     pub(crate) fn exact(&self, namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
-        self.by_hostname
-            .get(hostname)?
-            .as_slice()
-            .iter()
-            .find(|service| &*service.host.namespace == namespace)
+        self.by_hostname.get(hostname)?.iter().find(|service| &*service.host.namespace == namespace)
     }
 
     /// The best of the visible services called `hostname`: the client's namespace first, then a canonical one, then the
@@ -104,7 +100,7 @@ impl Services {
         client: Option<&str>,
         preferred: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        best(self.by_hostname.get(hostname)?.as_slice(), client, preferred)
+        best(self.by_hostname.get(hostname)?, client, preferred)
     }
 
     /// The best of the visible services that own `address`. An exact address beats every range, a service of the
@@ -117,7 +113,7 @@ impl Services {
     ) -> Option<&Arc<Service>> {
         self.by_vip
             .get(&(network, address))
-            .and_then(|list| best(list.as_slice(), client, None))
+            .and_then(|list| best(list, client, None))
             .or_else(|| self.by_range(network, address, client))
     }
 
@@ -132,7 +128,7 @@ impl Services {
             let Some(list) = self.by_cidr.get(&(network, cidr)) else {
                 continue;
             };
-            let visible = || list.as_slice().iter().filter(|service| service.is_visible_from(client));
+            let visible = || list.iter().filter(|service| service.is_visible_from(client));
             let own = visible().filter(|service| client == Some(&*service.host.namespace));
             let mut own = own.peekable();
             if own.peek().is_some() {
@@ -199,11 +195,7 @@ fn lengths_of<'a>(
 }
 
 /// The client's own, else a canonical one, else the preferred namespace's, else the first.
-fn best<'a>(
-    list: &'a [Arc<Service>],
-    client: Option<&str>,
-    preferred: Option<&str>,
-) -> Option<&'a Arc<Service>> {
+fn best<'a>(list: &'a List, client: Option<&str>, preferred: Option<&str>) -> Option<&'a Arc<Service>> {
     let mut first: Option<&Arc<Service>> = None;
     let mut canonical: Option<&Arc<Service>> = None;
     let mut of_preferred: Option<&Arc<Service>> = None;

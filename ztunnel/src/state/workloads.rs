@@ -126,19 +126,19 @@ impl Workloads {
         &self,
         namespace: &str,
         service_account: &str,
-    ) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
-        let list = self.local.get(&(namespace, service_account)).map_or(&[][..], CowList::as_slice);
-        list.iter().map(|candidate| &candidate.0)
+    ) -> impl Iterator<Item = &Arc<Workload>> {
+        let list = self.local.get(&(namespace, service_account)).into_iter();
+        list.flat_map(CowList::iter).map(|candidate| &candidate.0)
     }
 
     /// All workloads of this node.
     pub(crate) fn all_local(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.local.iter().flat_map(|(_, list)| list.as_slice().iter().map(|candidate| &candidate.0))
+        self.local.iter().flat_map(|(_, list)| list.iter().map(|candidate| &candidate.0))
     }
 
     /// The workloads that name the service `host`.
     pub(crate) fn endpoints_of(&self, host: &NamespacedHostname) -> impl Iterator<Item = EndpointRef<'_>> {
-        self.endpoints.get(host).map_or(&[][..], CowList::as_slice).iter().map(Endpoint::view)
+        self.endpoints.get(host).into_iter().flat_map(CowList::iter).map(Endpoint::view)
     }
 
     /// Every service name that some workload names.
@@ -174,7 +174,7 @@ impl Ranked for Endpoint {
 }
 
 fn first(list: &CowList<Candidate>) -> Option<&Arc<Workload>> {
-    list.as_slice().first().map(|candidate| &candidate.0)
+    list.iter().next().map(|candidate| &candidate.0)
 }
 
 /// Takes `item` out of the list under `key`, and the list out of `index` once it is empty.

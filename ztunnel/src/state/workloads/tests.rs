@@ -88,7 +88,7 @@ fn a_host_network_workload_has_no_address_but_everything_else() {
     workloads.upsert(Arc::new(pod));
     assert_eq!(uid_at(&workloads, 1), None);
     assert!(workloads.by_uid("a").is_some());
-    assert_eq!(workloads.local("ns", "sa").len(), 1);
+    assert_eq!(workloads.local("ns", "sa").count(), 1);
     assert_eq!(endpoints(&workloads, "svc"), ["a [(80, 80)]"]);
     workloads.remove("a");
     assert_is_empty(&workloads);
@@ -127,10 +127,10 @@ fn local_workloads_are_those_of_the_node() {
     let mut workloads = Workloads::new(Some("here".into()));
     workloads.upsert(Arc::new(Workload { node: "here".into(), ..workload("a", 1) }));
     workloads.upsert(Arc::new(Workload { node: "there".into(), ..workload("b", 2) }));
-    assert_eq!(workloads.local("ns", "sa").len(), 1);
-    assert_eq!(workloads.local("ns", "other").len(), 0);
+    assert_eq!(workloads.local("ns", "sa").count(), 1);
+    assert_eq!(workloads.local("ns", "other").count(), 0);
     workloads.upsert(Arc::new(Workload { node: "there".into(), ..workload("a", 1) }));
-    assert_eq!(workloads.local("ns", "sa").len(), 0);
+    assert_eq!(workloads.local("ns", "sa").count(), 0);
 }
 
 #[derive(Clone, Debug)]

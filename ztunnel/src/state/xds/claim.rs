@@ -11,7 +11,7 @@ use crate::state::model::{NetworkAddress, NetworkCidr};
 
 /// Addresses that would have been understood, had the rest of the resource been.
 ///
-/// A workload outside the mesh claims nothing: it is reached in clear anyway.
+/// A workload that is outside the mesh for certain claims nothing: it is reached in clear anyway.
 #[derive(Debug, Default)]
 pub(super) struct Claim {
     pub(super) vips: Vec<NetworkAddress>,
@@ -22,15 +22,21 @@ impl Claim {
     /// Reads as much as can be read of an `Address` message.
     pub(super) fn read(payload: &Bytes) -> Self {
         match nested(payload.clone()) {
-            Some((1, message)) => Self::of_workload(partial(message)),
-            Some((2, message)) => Self::of_service(&partial(message)),
+            Some((1, message, there)) => {
+                let (workload, read) = partial(message);
+                Self::of_workload(workload, if there == Read::Whole { read } else { there })
+            }
+            Some((2, message, _)) => Self::of_service(&partial(message).0),
             _ => Self::default(),
         }
     }
 
-    fn of_workload(workload: wire::Workload) -> Self {
-        let is_plain = workload.waypoint.is_none()
-            && workload.tunnel_protocol != wire::TunnelProtocol::Hbone as i32
+    fn of_workload(workload: wire::Workload, read: Read) -> Self {
+        // Fields that were not read may have said anything. Legacy mutual TLS is as good as none: nobody tunnels it.
+        let outside = [wire::TunnelProtocol::None as i32, wire::TunnelProtocol::LegacyIstioMtls as i32];
+        let is_plain = read == Read::Whole
+            && workload.waypoint.is_none()
+            && outside.contains(&workload.tunnel_protocol)
             && !workload.native_tunnel;
         if is_plain || workload.network_mode == wire::NetworkMode::HostNetwork as i32 {
             return Self::default();
@@ -55,16 +61,18 @@ impl Claim {
     }
 }
 
-/// The last workload or service in an `Address` message, not decoded, with its field number.
-fn nested(mut bytes: Bytes) -> Option<(u32, Bytes)> {
+/// The last workload or service in an `Address` message, not decoded: its field number, its bytes, and whether all of
+/// them are there.
+fn nested(mut bytes: Bytes) -> Option<(u32, Bytes, Read)> {
     let mut found = None;
     while !bytes.is_empty() {
         let Ok((tag, wire_type)) = decode_key(&mut bytes) else { break };
         if wire_type == WireType::LengthDelimited && matches!(tag, 1 | 2) {
             let Ok(length) = decode_varint(&mut bytes) else { break };
             // A message that is cut off is read as far as it goes.
-            let length = usize::try_from(length).unwrap_or(usize::MAX).min(bytes.len());
-            found = Some((tag, bytes.split_to(length)));
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            let there = if length <= bytes.len() { Read::Whole } else { Read::Partly };
+            found = Some((tag, bytes.split_to(length.min(bytes.len())), there));
         } else if skip_field(wire_type, tag, &mut bytes, DecodeContext::default()).is_err() {
             break;
         }
@@ -72,10 +80,17 @@ fn nested(mut bytes: Bytes) -> Option<(u32, Bytes)> {
     found
 }
 
+/// How much of a message could be decoded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Read {
+    Whole,
+    Partly,
+}
+
 /// The fields of a message before the first that cannot be decoded.
-fn partial<M: xds_client::prost::Message + Default>(bytes: Bytes) -> M {
+pub(super) fn partial<M: xds_client::prost::Message + Default>(bytes: Bytes) -> (M, Read) {
     let mut message = M::default();
-    // What was merged before the error stays, and that is all that is wanted.
-    drop(message.merge(bytes));
-    message
+    // What was merged before an error stays.
+    let read = if message.merge(bytes).is_ok() { Read::Whole } else { Read::Partly };
+    (message, read)
 }

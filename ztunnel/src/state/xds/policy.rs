@@ -1,8 +1,10 @@
 //! Authorization policies.
 
+use bytes::Bytes;
 use ipnet::IpNet;
 use xds_client::security as wire;
 
+use super::claim::partial;
 use super::convert::{Converter, address, port};
 use super::rejection::{Rejection, known};
 use crate::policy::{
@@ -35,6 +37,30 @@ impl Converter {
             action,
             enforcement: if policy.dry_run { Enforcement::DryRun } else { Enforcement::Enforced },
             rules: rules.collect(),
+        })
+    }
+}
+
+impl Converter {
+    /// A policy that denies everything in the scope of one that certainly denies something and cannot be read. Nothing, if
+    /// what can be read of it does not say so: then it may be anything, or nothing that concerns us.
+    pub(crate) fn unreadable_denial(&mut self, payload: &Bytes) -> Option<PolicySpec> {
+        let (policy, _) = partial::<wire::Authorization>(payload.clone());
+        // Fields come in the order of their numbers: where the action was read, so were the scope and the names before it.
+        let denies = policy.action == wire::Action::Deny as i32 && !policy.dry_run;
+        let scope = match wire::Scope::try_from(policy.scope) {
+            Ok(wire::Scope::Global) => PolicyScope::Global,
+            Ok(wire::Scope::Namespace) | Err(_) => PolicyScope::Namespace,
+            Ok(wire::Scope::WorkloadSelector) => PolicyScope::WorkloadSelector,
+        };
+        denies.then(|| PolicySpec {
+            namespace: self.shared.intern(&policy.namespace),
+            name: policy.name.into(),
+            scope,
+            action: Action::Deny,
+            enforcement: Enforcement::Enforced,
+            // One rule without clauses matches everything.
+            rules: vec![vec![]],
         })
     }
 }

@@ -330,10 +330,45 @@ fn a_rejected_workload_of_the_mesh_is_not_reached_in_clear_and_another_is() {
 }
 
 #[test]
+fn what_was_not_read_of_a_rejected_workload_is_not_taken_for_absent() {
+    let hbone = || wire::Workload { tunnel_protocol: 1, waypoint: Some(waypoint()), ..workload("a", 1) };
+    let (name, payload) = of_workload(hbone());
+    let unknown = of_workload(wire::Workload { tunnel_protocol: 7, ..workload("b", 2) });
+    let refused = (0..payload.len()).filter(|cut| {
+        let mut scene = Scene::new();
+        // The length of the message in front of it is that of the whole.
+        let rejected = !scene.addresses([(name.clone(), payload.slice(..*cut))]).is_empty();
+        assert!(rejected, "cut at {cut}");
+        matches!(scene.route("10.0.0.1:80"), Err(RouteError::Rejected(_)))
+    });
+    let after_addresses = payload.windows(4).position(|bytes| bytes == [10, 0, 0, 1]).unwrap() + 4;
+    assert_eq!(refused.collect::<Vec<_>>(), (after_addresses..payload.len()).collect::<Vec<_>>());
+    let mut scene = Scene::new();
+    scene.addresses([unknown]);
+    assert!(matches!(scene.route("10.0.0.2:80"), Err(RouteError::Rejected(_))));
+}
+
+#[test]
+fn a_resource_is_removed_under_its_name_whatever_it_calls_itself() {
+    let mut scene = Scene::new();
+    let misnamed = |uid: &str, last| ("name".to_owned(), of_workload(workload(uid, last)).1);
+    scene.addresses([misnamed("a", 1), ("service".to_owned(), of_service(service("web", 1)).1)]);
+    assert_eq!((scene.state.load().workload_count(), scene.state.load().services().count()), (1, 1));
+    scene.addresses([misnamed("b", 2)]);
+    assert_eq!(scene.state.load().workload_count(), 1, "the name has another content now");
+    scene.push(ResourceType::Address, [], &["name", "service"]);
+    assert_eq!((scene.state.load().workload_count(), scene.state.load().services().count()), (0, 0));
+    assert!(scene.xds.misnamed.is_empty());
+}
+
+#[test]
 fn removals_tell_workloads_from_services_and_ignore_everything_else() {
     let mut scene = Scene::new();
     scene.addresses([of_workload(workload("a", 1)), of_service(service("web", 1))]);
+    let before = scene.state.load();
     scene.push(ResourceType::Address, [], &["/invalid", "nothing", "c//Pod/ns/gone", "ns/other"]);
+    scene.push(ResourceType::Authorization, [], &["ns/never-sent"]);
+    assert!(Arc::ptr_eq(&before, &scene.state.load()), "nobody is woken for nothing");
     assert_eq!((scene.state.load().workload_count(), scene.state.load().services().count()), (1, 1));
     scene.push(ResourceType::Address, [], &["c//Pod/ns/a", "ns/web"]);
     assert_eq!((scene.state.load().workload_count(), scene.state.load().services().count()), (0, 0));
@@ -376,6 +411,30 @@ fn policies_arrive_change_scope_and_leave_under_their_resources_name() {
     push(&mut scene, vec![policy("deny", |policy| policy.name = "another".into())], &[]);
     assert!(!is_allowed(&scene));
     push(&mut scene, vec![], &["ns/deny"]);
+    assert!(is_allowed(&scene));
+}
+
+#[test]
+fn a_policy_that_denies_and_cannot_be_read_denies_everything_until_it_can() {
+    let damaged = |change: fn(&mut security::Authorization)| {
+        let (name, payload) = policy("deny", change);
+        // An extension that is cut off, behind everything that matters.
+        (name, Bytes::from([&payload[..], &[0x3a, 0x7f, 0x01]].concat()))
+    };
+    let nothing = |policy: &mut security::Authorization| policy.rules.clear();
+    let mut scene = Scene::new();
+    let rejected = scene.push(ResourceType::Authorization, [damaged(nothing)], &[]);
+    assert!(rejected[0].starts_with("ns/deny: decode: "), "{rejected:?}");
+    assert!(!is_allowed(&scene));
+    assert!(scene.push(ResourceType::Authorization, [policy("deny", nothing)], &[]).is_empty());
+    assert!(is_allowed(&scene), "it denies nothing after all");
+    scene.push(ResourceType::Authorization, [damaged(|_| {})], &[]);
+    assert!(is_allowed(&scene), "the last good version stays");
+
+    // What may be anything is no reason to deny: a newer control plane may know actions that are not ours to take.
+    let mut scene = Scene::new();
+    let unknown = [policy("new", |policy| policy.action = 9), damaged(|policy| policy.action = 0)];
+    assert_eq!(scene.push(ResourceType::Authorization, unknown, &[]).len(), 2);
     assert!(is_allowed(&scene));
 }
 

@@ -9,13 +9,17 @@ const REJECTED: &str = "connection closed due to policy rejection: ";
 
 /// Two nodes where the server has one policy of its own.
 fn scene_with(name: &str, action_and_rules: &str) -> lab::Result<TwoNodes> {
+    scene_of(name, action_and_rules, &ZtunnelOptions::default())
+}
+
+fn scene_of(name: &str, action_and_rules: &str, options: &ZtunnelOptions) -> lab::Result<TwoNodes> {
     let attach = |file: &mut MeshFile, server: &Pod| {
         file.workload(server)?.authorization_policies.push(format!("default/{name}"));
         file.policy(&format!(
             "{{name: {name}, namespace: default, scope: WorkloadSelector, dryRun: false, {action_and_rules}}}"
         ))
     };
-    TwoNodes::with(BackendChoice::Nftables, &ZtunnelOptions::default(), attach)
+    TwoNodes::with(BackendChoice::Nftables, options, attach)
 }
 
 fn is_from(pod: &Pod) -> impl Fn(&AccessLine) -> bool {
@@ -101,4 +105,16 @@ fn a_pod_whose_policy_is_missing_lets_nobody_in() {
         assert_eq!(hello(pod, echo.ipv4()).unwrap(), Outcome::Cut);
     }
     assert_eq!(echo.accepted(), 0);
+}
+
+#[test]
+fn policy_decisions_are_logged_at_info_when_the_operator_wants_that() {
+    let rules = "action: Deny, rules: [[[{principals: [{Suffix: /sa/neighbour}]}]]]";
+    let options = ZtunnelOptions::default().variable("AUTHZ_POLICY_INFO_LOGGING", "true");
+    let scene = scene_of("no-neighbour", rules, &options).unwrap();
+    let echo = Server::start(&scene.server, 8080, traffic::echo).unwrap();
+    assert_eq!(hello(&scene.neighbour, echo.ipv4()).unwrap(), Outcome::Cut);
+    let line = scene.west_ztunnel().unwrap().wait_for_log("deny policy match").unwrap();
+    assert!(line.contains("\tinfo\tstate\t"), "{line}");
+    assert!(line.contains("policy=\"default/no-neighbour\""), "{line}");
 }

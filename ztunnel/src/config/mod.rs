@@ -90,7 +90,7 @@ pub struct Config {
     pub dns: DnsConfig,
     /// Whether a SOCKS5 listener was asked for. Nothing in this version uses it.
     pub socks5: bool,
-    /// At which level policy decisions are logged. Nothing in this version uses it.
+    /// At which level policy decisions are logged.
     pub policy_log: PolicyLog,
     /// Metadata of this proxy, of documents and variables.
     pub metadata: BTreeMap<String, String>,
@@ -237,11 +237,6 @@ impl Config {
         }
         if let Some(name) = &self.dns.asked_for {
             read.warning(name.clone(), "there is no DNS proxy in this version");
-        }
-        if self.policy_log == PolicyLog::Info {
-            let problem =
-                "policy decisions are not logged one by one in this version; the access log has the outcome";
-            read.warning(settings::AUTHZ_POLICY_INFO_LOGGING.name, problem);
         }
         if read.optional(&settings::PREFERED_SERVICE_NAMESPACE).is_some() {
             let problem = "is for the DNS proxy, which is not in this version";

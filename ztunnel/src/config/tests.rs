@@ -376,16 +376,10 @@ fn what_is_not_there_yet_is_told_and_not_refused() {
     let config = read(&[
         ("UNSTABLE_ENABLE_SOCKS5", "true"),
         ("ISTIO_META_DNS_CAPTURE", "true"),
-        ("AUTHZ_POLICY_INFO_LOGGING", "true"),
         ("PREFERED_SERVICE_NAMESPACE", "shop"),
         ("AUTH_TOKEN", "token"),
     ]);
-    let told = [
-        "UNSTABLE_ENABLE_SOCKS5",
-        "ISTIO_META_DNS_CAPTURE",
-        "AUTHZ_POLICY_INFO_LOGGING",
-        "PREFERED_SERVICE_NAMESPACE",
-    ];
+    let told = ["UNSTABLE_ENABLE_SOCKS5", "ISTIO_META_DNS_CAPTURE", "PREFERED_SERVICE_NAMESPACE"];
     assert_eq!(warnings(&config.unwrap()), told);
     let quiet = read(&[("CRL_PATH", ""), ("AUTH_TOKEN", "token")]).unwrap();
     assert_eq!((warnings(&quiet), &quiet.crl), (Vec::new(), &None));

@@ -6,14 +6,25 @@ use std::net::{IpAddr, SocketAddr};
 
 use identity::SpiffeId;
 
+use crate::config::PolicyLog;
 use crate::policy::{Access, Action, DryRun, Evaluation};
 pub(crate) use crate::policy::{Denied, Permit};
 use crate::state::Mesh;
 use crate::state::model::Workload;
 
+/// A line about a policy, at the level that the operator chose (`AUTHZ_POLICY_INFO_LOGGING`).
+macro_rules! log {
+    ($level:expr, $($line:tt)+) => {
+        match $level {
+            PolicyLog::Debug => tracing::debug!(target: TARGET, $($line)+),
+            PolicyLog::Info => tracing::info!(target: TARGET, $($line)+),
+        }
+    };
+}
+
 macro_rules! log_match {
-    ($message:literal, $by:expr) => {
-        tracing::debug!(target: TARGET, policy = &**$by.policy.key(), rule = $by.rule, $message)
+    ($level:expr, $message:literal, $by:expr) => {
+        log!($level, policy = &**$by.policy.key(), rule = $by.rule, $message)
     };
 }
 
@@ -24,32 +35,33 @@ pub(crate) fn authorize(
     source: IpAddr,
     identity: Option<&SpiffeId>,
     destination: SocketAddr,
+    level: PolicyLog,
 ) -> Result<Permit, Denied> {
     let evaluation = mesh.policies_for(workload).evaluate(&Access::new(source, identity, destination));
-    log(&evaluation);
+    report(&evaluation, level);
     evaluation.decision
 }
 
 /// Target of the lines about policies, by which operators select them.
 const TARGET: &str = "ztunnel::state";
 
-fn log(evaluation: &Evaluation) {
+fn report(evaluation: &Evaluation, level: PolicyLog) {
     for outcome in &evaluation.dry_run {
         match outcome {
             DryRun::Matched(by) => match by.policy.action() {
-                Action::Deny => log_match!("dry-run: deny policy match", by),
-                Action::Allow => log_match!("dry-run: allow policy match", by),
+                Action::Deny => log_match!(level, "dry-run: deny policy match", by),
+                Action::Allow => log_match!(level, "dry-run: allow policy match", by),
             },
-            DryRun::NoneAllowed => tracing::debug!(target: TARGET, "dry-run: no allow policies match"),
+            DryRun::NoneAllowed => log!(level, "dry-run: no allow policies match"),
         }
     }
     match &evaluation.decision {
         Ok(permit) => {
             if let Some(by) = permit.by() {
-                log_match!("allow policy match", by);
+                log_match!(level, "allow policy match", by);
             }
         }
-        Err(Denied::Explicitly(by)) => log_match!("deny policy match", by),
-        Err(reason) => tracing::debug!(target: TARGET, %reason, "denied"),
+        Err(Denied::Explicitly(by)) => log_match!(level, "deny policy match", by),
+        Err(reason) => log!(level, %reason, "denied"),
     }
 }

@@ -181,6 +181,7 @@ impl Plan {
             source,
             Some(&tunnel.peer_identity),
             self.hop.address,
+            pod.config().policy_log,
         ) {
             Ok(permit) => permit,
             Err(denied) => {

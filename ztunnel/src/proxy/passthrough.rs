@@ -52,7 +52,8 @@ async fn connect(
     workload: Arc<Workload>,
     accepted: &Accepted,
 ) -> Result<TcpStream, ConnectionError> {
-    let permit = authorize(&mesh, &workload, accepted.peer.ip(), None, accepted.destination)?;
+    let level = pod.config().policy_log;
+    let permit = authorize(&mesh, &workload, accepted.peer.ip(), None, accepted.destination, level)?;
     let source = accepted.keep_source.then(accepted.peer.ip());
     connect_application(pod, &permit, Application::AtPod, source).await
 }

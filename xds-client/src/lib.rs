@@ -9,6 +9,7 @@
 //! | `response.rs` | [`Response`]: a message of up to 200 MiB, walked instead of decoded; `fields.rs` is protobuf itself |
 //! | `retained.rs` | the names, versions and digests of what was accepted |
 //! | `requests.rs` | the requests, encoded |
+//! | `asked.rs` | the names that were asked for, in on-demand mode |
 //! | `demand.rs` | [`Demand`]: waiting for a single address, from any thread |
 //! | `backoff.rs` | how long to wait before the next stream |
 //! | `handler.rs` | [`Handler`]: the boundary to whoever keeps the resources |
@@ -21,6 +22,7 @@
 //!
 //! The proto files under `proto/` name the API each was written from. Field numbers are fixed by byte-exact tests.
 
+mod asked;
 mod backoff;
 mod client;
 mod demand;

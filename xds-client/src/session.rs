@@ -13,14 +13,14 @@
 //! none: the first response is complete, and what it does not contain is gone. An on-demand subscription names the rest
 //! in further requests.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tracing::{debug, info};
 
+use crate::asked::Asked;
 use crate::discovery::Node;
-use crate::requests::{self, Ask, Fit, Subscription};
+use crate::requests::{self, Fit, Subscription};
 use crate::response::{MalformedResponse, Response};
 use crate::retained::Retained;
 use crate::transaction::Transaction;
@@ -28,9 +28,6 @@ use crate::{Handler, ResourceType};
 
 /// The largest first request, below istiod's limit of 4 MiB for any request.
 pub const DEFAULT_REQUEST_LIMIT: usize = 3584 * 1024;
-
-/// Names that may be asked for on one stream. Names that are known to be missing make room for others.
-const MAX_DEMANDED: usize = 1 << 16;
 
 /// How addresses are subscribed to. Policies always are in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -50,7 +47,7 @@ pub struct Session {
     request_limit: usize,
     pub(crate) address: Collection,
     pub(crate) authorization: Collection,
-    pub(crate) demanded: Demanded,
+    pub(crate) asked: Asked,
     synchronized: bool,
 }
 
@@ -64,14 +61,14 @@ impl Session {
             request_limit,
             address: Collection::default(),
             authorization: Collection::default(),
-            demanded: Demanded::default(),
+            asked: Asked::default(),
             synchronized: false,
         }
     }
 
     /// A new stream begins. Returns the requests to send on it, in order, without waiting for an answer.
     pub fn open(&mut self) -> Vec<Vec<u8>> {
-        self.demanded.reopen();
+        self.asked.reopen();
         let mut further = Vec::new();
         let mut all: Vec<_> =
             ResourceType::ALL.into_iter().map(|kind| self.first_request(kind, &mut further)).collect();
@@ -118,13 +115,10 @@ impl Session {
             ResourceType::Address => &self.address.retained,
             ResourceType::Authorization => &self.authorization.retained,
         };
-        let demanded = self
-            .demanded
-            .names
-            .keys()
-            .filter(move |name| kind == ResourceType::Address && !retained.contains(name));
+        let asked =
+            self.asked.names().filter(move |name| kind == ResourceType::Address && !retained.contains(name));
         let retained = retained.versions().map(|(name, version)| (name, Some(version)));
-        retained.chain(demanded.map(|name| (name, None)))
+        retained.chain(asked.map(|name| (name, None)))
     }
 
     /// A response has come, and becomes a transaction on `handler`, which has begun when this returns. It has to be carried
@@ -151,7 +145,7 @@ impl Session {
         if self.mode == Mode::Wildcard || self.address.retained.contains(name) {
             return Demanding::Known;
         }
-        match self.demanded.ask(name) {
+        match self.asked.ask(name) {
             Some(ask) => {
                 debug!(%name, ?ask, "asking the control plane for an address");
                 Demanding::Ask(requests::demand(ResourceType::Address, name, ask))
@@ -247,73 +241,6 @@ impl Unreadable {
             requests::rejection(&header.type_url, &header.nonce, format!("{cause}: {}", cause.cause))
         });
         Self { kind: ResourceType::from_url(&header.type_url), reply, cause }
-    }
-}
-
-/// The names that have been asked for, in on-demand mode.
-#[derive(Debug, Default)]
-pub(crate) struct Demanded {
-    names: HashMap<Arc<str>, Standing>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Standing {
-    /// On this stream.
-    subscribed: bool,
-    /// The last answer was that there is none.
-    missing: bool,
-}
-
-impl Demanded {
-    /// A new stream: whatever is not known to be missing is asked for again.
-    fn reopen(&mut self) {
-        self.names.retain(|_, standing| !standing.missing);
-        self.names.values_mut().for_each(|standing| standing.subscribed = true);
-    }
-
-    /// How to ask for a name; `None` if there are too many.
-    fn ask(&mut self, name: &Arc<str>) -> Option<Ask> {
-        if let Some(standing) = self.names.get_mut(name) {
-            standing.missing = false;
-            standing.subscribed = !standing.subscribed;
-            return Some(if standing.subscribed { Ask::Subscribe } else { Ask::Once });
-        }
-        self.make_room();
-        if self.names.len() >= MAX_DEMANDED {
-            return None;
-        }
-        self.names.insert(Arc::clone(name), Standing { subscribed: true, missing: false });
-        Some(Ask::Subscribe)
-    }
-
-    /// Notes the answer for an alias or a missing name, if it is one that was asked for.
-    pub(crate) fn answer(&mut self, name: &str, missing: bool) -> Option<Arc<str>> {
-        let name = Arc::clone(self.names.get_key_value(name)?.0);
-        if let Some(standing) = self.names.get_mut(&name) {
-            standing.missing = missing;
-        }
-        Some(name)
-    }
-
-    /// Notes that the control plane has sent a resource under this name, and so counts the name as subscribed, also if
-    /// it was asked for by an alias or not at all. What is held does not need a note: it is not asked for.
-    pub(crate) fn sent(&mut self, name: &str, missing: bool) -> Option<Arc<str>> {
-        if let Some(standing) = self.names.get_mut(name) {
-            standing.subscribed = true;
-        } else if missing {
-            self.make_room();
-            self.names.insert(name.into(), Standing { subscribed: true, missing: true });
-            return None;
-        }
-        self.answer(name, missing)
-    }
-
-    /// Forgets what is missing, if there are too many names. The control plane may leave a later question for one of them
-    /// unanswered, until the next stream.
-    fn make_room(&mut self) {
-        if self.names.len() >= MAX_DEMANDED {
-            self.names.retain(|_, standing| !standing.missing);
-        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tracing::{debug, error, warn};
 
+use crate::asked::Asked;
 use crate::demand::Demanded;
 use crate::requests;
 use crate::response::{MalformedResource, Position, Resource, Response};
@@ -221,9 +222,9 @@ impl<'s> Work<'s> {
         self.removed += 1;
         let held = self.session.collection(kind).retained.remove(name);
         handler.remove(kind, name);
-        if let Some(demanded) = self.demanded(kind) {
-            let asked = if held { demanded.sent(name, true) } else { demanded.answer(name, true) };
-            self.answers.extend(asked.map(|name| (name, Demanded::Absent)));
+        if let Some(asked) = self.asked(kind) {
+            let answered = if held { asked.sent(name, true) } else { asked.answer(name, true) };
+            self.answers.extend(answered.map(|name| (name, Demanded::Absent)));
         }
     }
 
@@ -246,17 +247,17 @@ impl<'s> Work<'s> {
     fn answer_resource(&mut self, kind: ResourceType, resource: &Resource<'_>) {
         // Rejected and not there before: as good as absent.
         let missing = !self.session.collection(kind).retained.contains(resource.name);
-        let Some(demanded) = self.demanded(kind) else { return };
+        let Some(asked) = self.asked(kind) else { return };
         let answer = if missing { Demanded::Absent } else { Demanded::Found };
-        let mut asked: Vec<_> = demanded.sent(resource.name, missing).into_iter().collect();
-        asked.extend(resource.aliases().filter_map(|alias| demanded.answer(alias, missing)));
-        self.answers.extend(asked.into_iter().map(|name| (name, answer)));
+        let mut answered: Vec<_> = asked.sent(resource.name, missing).into_iter().collect();
+        answered.extend(resource.aliases().filter_map(|alias| asked.answer(alias, missing)));
+        self.answers.extend(answered.into_iter().map(|name| (name, answer)));
     }
 
     /// The names asked for, if this type is asked for by name.
-    fn demanded(&mut self, kind: ResourceType) -> Option<&mut crate::session::Demanded> {
+    fn asked(&mut self, kind: ResourceType) -> Option<&mut Asked> {
         let asks = self.session.mode() == Mode::OnDemand && kind == ResourceType::Address;
-        asks.then_some(&mut self.session.demanded)
+        asks.then_some(&mut self.session.asked)
     }
 }
 

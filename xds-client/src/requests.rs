@@ -1,5 +1,7 @@
 //! The requests that a client sends, encoded.
 
+use std::sync::Arc;
+
 use prost::Message;
 
 use crate::ResourceType;
@@ -38,23 +40,26 @@ pub(crate) fn rejection(type_url: &str, nonce: &str, message: String) -> Vec<u8>
 }
 
 /// What becomes of a name's subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// It is not subscribed: subscribe to it.
     Subscribe,
     /// It is subscribed already, and subscribing again would not be answered. Subscribing and unsubscribing in one
     /// request is: the name is looked up, and not subscribed afterwards.
     Once,
+    /// Subscribe to it, and unsubscribe from this other name.
+    InsteadOf(Arc<str>),
 }
 
 /// Asks for one name.
-pub(crate) fn demand(kind: ResourceType, name: &str, ask: Ask) -> Vec<u8> {
+pub(crate) fn demand(kind: ResourceType, name: &str, ask: &Ask) -> Vec<u8> {
     let request = DeltaDiscoveryRequest {
         type_url: kind.url().into(),
         resource_names_subscribe: vec![name.into()],
         resource_names_unsubscribe: match ask {
             Ask::Subscribe => Vec::new(),
             Ask::Once => vec![name.into()],
+            Ask::InsteadOf(other) => vec![other.to_string()],
         },
         ..DeltaDiscoveryRequest::default()
     };
@@ -167,10 +172,12 @@ mod tests {
 
     #[test]
     fn a_demand_carries_neither_node_nor_nonce() {
-        let request = demand(ResourceType::Address, "/10.0.0.1", Ask::Subscribe);
+        let request = demand(ResourceType::Address, "/10.0.0.1", &Ask::Subscribe);
         assert_bytes(&request, &[ADDRESS, b"\x1a\x09/10.0.0.1"]);
-        let request = demand(ResourceType::Address, "n", Ask::Once);
+        let request = demand(ResourceType::Address, "n", &Ask::Once);
         assert_bytes(&request, &[ADDRESS, b"\x1a\x01n\x22\x01n"]);
+        let request = demand(ResourceType::Address, "n", &Ask::InsteadOf("o".into()));
+        assert_bytes(&request, &[ADDRESS, b"\x1a\x01n\x22\x01o"]);
     }
 
     #[test]

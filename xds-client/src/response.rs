@@ -226,7 +226,7 @@ impl<'a> Resource<'a> {
     }
 
     /// Other names for it. Filled in for clients that ask for single names.
-    pub fn aliases(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+    pub fn aliases(&self) -> impl Iterator<Item = &'a str> + Clone + use<'a> {
         Fields::new(self.encoded)
             .map_while(Result::ok)
             .filter(|field| field.number == resource_field::ALIASES)

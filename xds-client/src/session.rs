@@ -148,7 +148,7 @@ impl Session {
         match self.asked.ask(name) {
             Some(ask) => {
                 debug!(%name, ?ask, "asking the control plane for an address");
-                Demanding::Ask(requests::demand(ResourceType::Address, name, ask))
+                Demanding::Ask(requests::demand(ResourceType::Address, name, &ask))
             }
             None => Demanding::Refused,
         }
@@ -216,7 +216,7 @@ pub enum Demanding {
     Known,
     /// The request to send.
     Ask(Vec<u8>),
-    /// Too many names have been asked for on this stream.
+    /// As many names as can be noted wait for their answers. Each answer makes room, on this stream or a later one.
     Refused,
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tracing::{debug, error, warn};
 
-use crate::asked::Asked;
+use crate::asked::{Answer, Asked};
 use crate::demand::Demanded;
 use crate::requests;
 use crate::response::{MalformedResource, Position, Resource, Response};
@@ -223,7 +223,9 @@ impl<'s> Work<'s> {
         let held = self.session.collection(kind).retained.remove(name);
         handler.remove(kind, name);
         if let Some(asked) = self.asked(kind) {
-            let answered = if held { asked.sent(name, true) } else { asked.answer(name, true) };
+            asked.keep_aliases(name, std::iter::empty());
+            let gone = Answer::Missing;
+            let answered = if held { asked.sent(name, gone) } else { asked.answer(name, gone) };
             self.answers.extend(answered.map(|name| (name, Demanded::Absent)));
         }
     }
@@ -246,11 +248,16 @@ impl<'s> Work<'s> {
     /// Whoever waits for the resource, under any of its names, can look it up after the commit.
     fn answer_resource(&mut self, kind: ResourceType, resource: &Resource<'_>) {
         // Rejected and not there before: as good as absent.
-        let missing = !self.session.collection(kind).retained.contains(resource.name);
+        let retained = &self.session.collection(kind).retained;
+        let held = retained.contains(resource.name).then(|| retained.name(resource.name));
         let Some(asked) = self.asked(kind) else { return };
-        let answer = if missing { Demanded::Absent } else { Demanded::Found };
-        let mut answered: Vec<_> = asked.sent(resource.name, missing).into_iter().collect();
-        answered.extend(resource.aliases().filter_map(|alias| asked.answer(alias, missing)));
+        let (answer, of_name, of_alias) = match held {
+            Some(name) => (Demanded::Found, Answer::Held, Answer::AliasOf(name)),
+            None => (Demanded::Absent, Answer::Missing, Answer::Missing),
+        };
+        asked.keep_aliases(resource.name, resource.aliases());
+        let mut answered: Vec<_> = asked.sent(resource.name, of_name).into_iter().collect();
+        answered.extend(resource.aliases().filter_map(|alias| asked.answer(alias, of_alias.clone())));
         self.answers.extend(answered.into_iter().map(|name| (name, answer)));
     }
 

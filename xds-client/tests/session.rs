@@ -299,7 +299,9 @@ fn whoever_asked_is_answered_by_name_alias_or_removal() {
     ];
     assert_eq!(answers, expected);
     let (_, reply) = apply(&mut session, &mut keeper, &response(ADDRESS, "N2", resources, &[]));
-    assert!(reply.answers.len() >= 3, "an unchanged resource answers too: {:?}", reply.answers);
+    let answers: Vec<_> = reply.answers.iter().map(|(name, answer)| (&**name, *answer)).collect();
+    let expected = [("/10.0.0.1", Demanded::Found), ("rejected", Demanded::Absent)];
+    assert_eq!(answers, expected, "an unchanged resource answers too; what is held is not asked for");
 }
 
 #[test]
@@ -348,14 +350,76 @@ fn in_wildcard_mode_nothing_is_asked_for() {
     assert_eq!(session.demand(&Arc::from("a")), Demanding::Known);
 }
 
+/// As many names as can be noted.
+fn many_names() -> Vec<Arc<str>> {
+    (0..1 << 16).map(|n| format!("/{n}").into()).collect()
+}
+
 #[test]
 fn asking_for_ever_new_names_is_bounded_and_misses_make_room() {
     let (mut session, mut keeper) = on_demand();
-    let names: Vec<Arc<str>> = (0..1 << 16).map(|n| n.to_string().into()).collect();
+    let names = many_names();
     for name in &names {
         asked(session.demand(name));
     }
     assert_eq!(session.demand(&Arc::from("more")), Demanding::Refused);
     apply(&mut session, &mut keeper, &response(ADDRESS, "N1", vec![], &[&names[0]]));
-    asked(session.demand(&Arc::from("more")));
+    let request = asked(session.demand(&Arc::from("more")));
+    assert_eq!(request.resource_names_subscribe, ["more"]);
+    assert_eq!(request.resource_names_unsubscribe, [&*names[0]], "or a later question is not answered");
+    let again = asked(session.demand(&Arc::from("more")));
+    assert_eq!(again.resource_names_unsubscribe, ["more"]);
+    assert_eq!(session.demand(&names[0]), Demanding::Refused, "all of them wait again");
+}
+
+#[test]
+fn as_many_addresses_as_there_is_room_for_do_not_keep_others_from_being_asked_for() {
+    let (mut session, mut keeper) = on_demand();
+    let names = many_names();
+    for name in &names {
+        asked(session.demand(name));
+    }
+    let pods = names.iter().map(|name| alias(resource(&format!("pod{name}"), "1", b"x"), name)).collect();
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N1", pods, &[]));
+    let request = asked(session.demand(&Arc::from("/more")));
+    assert_eq!(request.resource_names_unsubscribe, ["/0"], "the oldest answer makes room");
+    assert!(session.retained(ADDRESS) == names.len(), "what it was the address of stays");
+    // What was forgotten is asked for again, as it was the first time.
+    let request = asked(session.demand(&names[0]));
+    assert_eq!(request.resource_names_subscribe, ["/0"]);
+    assert_eq!(request.resource_names_unsubscribe, ["/1"]);
+}
+
+#[test]
+fn the_address_of_a_pod_that_is_gone_or_has_another_is_not_asked_for_on_the_next_stream() {
+    let (mut session, mut keeper) = on_demand();
+    for name in ["/gone", "/moved", "/kept", "/taken over"] {
+        asked(session.demand(&Arc::from(name)));
+    }
+    let pods = vec![
+        alias(resource("a", "1", b"x"), "/gone"),
+        alias(alias(resource("b", "1", b"x"), "/moved"), "/kept"),
+        alias(resource("c", "1", b"x"), "/taken over"),
+    ];
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N1", pods, &[]));
+    let pods = vec![alias(resource("b", "2", b"y"), "/kept"), alias(resource("d", "1", b"x"), "/taken over")];
+    // Removals come by the names of resources.
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N2", pods, &["a", "c"]));
+    let listed = open(&mut session).remove(0).initial_resource_versions;
+    assert_eq!(listed, versions([("b", "2"), ("d", "1"), ("/kept", ""), ("/taken over", "")]));
+}
+
+#[test]
+fn a_name_that_was_found_and_is_gone_is_asked_for_in_a_way_that_is_answered() {
+    let (mut session, mut keeper) = on_demand();
+    for name in ["uid", "/10.0.0.1"] {
+        asked(session.demand(&Arc::from(name)));
+    }
+    let pod = alias(resource("uid", "1", b"x"), "/10.0.0.1");
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N1", vec![pod], &[]));
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N2", vec![], &["uid"]));
+    for name in ["uid", "/10.0.0.1"] {
+        let request = asked(session.demand(&Arc::from(name)));
+        assert_eq!(request.resource_names_unsubscribe, [name]);
+    }
 }

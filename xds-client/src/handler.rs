@@ -51,10 +51,12 @@ pub trait Handler {
     /// encoded message (the value of the `Any`).
     ///
     /// An error rejects the resource: the previous version stays, the reason goes to the control plane, and the rest of
-    /// the response is applied nevertheless.
+    /// the response is applied nevertheless. What is remembered of a rejected resource holds until the next call for its
+    /// name, which comes with the next version, also if that has the bytes that were last accepted, or with its removal.
     fn update(&mut self, kind: ResourceType, name: &Arc<str>, payload: Bytes) -> Result<(), Rejected>;
 
-    /// A resource is gone. The name may never have been heard of.
+    /// A resource is gone. The name may never have been heard of, or only in a rejected resource. In on-demand mode, also
+    /// a resource that was only ever rejected and that a new stream does not tell about: it is asked for when needed.
     fn remove(&mut self, kind: ResourceType, name: &str);
 
     /// The response is complete.

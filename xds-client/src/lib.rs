@@ -8,6 +8,7 @@
 //! | `transaction.rs` | [`Transaction`]: one response being applied to a [`Handler`] |
 //! | `response.rs` | [`Response`]: a message of up to 200 MiB, walked instead of decoded; `fields.rs` is protobuf itself |
 //! | `retained.rs` | the names, versions and digests of what was accepted |
+//! | `unaccepted.rs` | the names of what was only ever rejected |
 //! | `requests.rs` | the requests, encoded |
 //! | `asked.rs` | the names that were asked for, in on-demand mode |
 //! | `demand.rs` | [`Demand`]: waiting for a single address, from any thread |
@@ -34,6 +35,7 @@ mod response;
 mod retained;
 mod session;
 mod transaction;
+mod unaccepted;
 
 pub use client::{BoxError, Client, Config, Connect, Connection};
 pub use demand::{Demand, Demanded};

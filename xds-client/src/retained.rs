@@ -35,7 +35,8 @@ impl Retained {
     }
 
     pub(crate) fn digest(&self, payload: &[u8]) -> Digest {
-        Digest(self.digests.hash_one(payload) & !Stamp::MARK)
+        // Never that of nothing.
+        Digest((self.digests.hash_one(payload) & !Stamp::MARK).max(Stamp::MARK << 1))
     }
 
     /// Whether this payload was accepted under this name. If so, remembers the version that it has now.
@@ -67,11 +68,17 @@ impl Retained {
         self.entries.remove(name).is_some()
     }
 
-    /// Marks a resource, if it was accepted some time.
-    pub(crate) fn mark(&mut self, name: &str) {
-        if let Some(entry) = self.entries.get_mut(name) {
+    /// Another version of a resource has been rejected. Whether what was accepted before is the latest can no longer be
+    /// told by its version or digest, so neither is kept: the next version is sent and handed over, whatever it is.
+    /// Returns false if nothing was ever accepted.
+    pub(crate) fn doubt(&mut self, name: &str, mark: Mark) -> bool {
+        let Some(entry) = self.entries.get_mut(name) else { return false };
+        entry.version = Version::new("");
+        entry.stamp.doubt();
+        if mark == Mark::Set {
             entry.stamp.mark();
         }
+        true
     }
 
     /// Takes the marks off, and returns what had none.
@@ -104,7 +111,7 @@ pub(crate) enum Mark {
     Leave,
 }
 
-/// 63 bits of a keyed hash. The lowest bit is 0.
+/// 63 bits of a keyed hash. The lowest bit is 0, and some other is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Digest(u64);
 
@@ -125,6 +132,11 @@ impl Stamp {
 
     fn mark(&mut self) {
         self.0 |= Self::MARK;
+    }
+
+    /// Takes the digest out: what is left is equal to none.
+    fn doubt(&mut self) {
+        self.0 &= Self::MARK;
     }
 
     /// Takes the mark off, and tells whether there was one.
@@ -218,6 +230,20 @@ mod tests {
         retained.accept("n".into(), "1", retained.digest(b"one"), Mark::Leave);
         assert!(!retained.confirm("n", "2", retained.digest(b"two"), Mark::Leave));
         assert_eq!(retained.versions().next().unwrap().1, &Version::Hex(1));
+    }
+
+    #[test]
+    fn after_a_rejection_no_payload_is_confirmed_until_one_is_accepted() {
+        let mut retained = Retained::default();
+        let digest = retained.digest(b"one");
+        assert!(!retained.doubt("n", Mark::Set));
+        retained.accept("n".into(), "1", digest, Mark::Leave);
+        assert!(retained.doubt("n", Mark::Set));
+        assert!(!retained.confirm("n", "1", digest, Mark::Leave));
+        assert_eq!(retained.versions().next().unwrap().1.to_string(), "");
+        assert_eq!(retained.unmark(), Vec::<Arc<str>>::new(), "it is there");
+        retained.accept("n".into(), "1", digest, Mark::Leave);
+        assert!(retained.confirm("n", "1", digest, Mark::Leave));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::requests::{self, Fit, Subscription};
 use crate::response::{MalformedResponse, Response};
 use crate::retained::Retained;
 use crate::transaction::Transaction;
+use crate::unaccepted::Unaccepted;
 use crate::{Handler, ResourceType};
 
 /// The largest first request, below istiod's limit of 4 MiB for any request.
@@ -195,6 +196,7 @@ impl Session {
 #[derive(Debug, Default)]
 pub(crate) struct Collection {
     pub(crate) retained: Retained,
+    pub(crate) unaccepted: Unaccepted,
     pub(crate) first_response: First,
     processed: bool,
 }
@@ -202,8 +204,10 @@ pub(crate) struct Collection {
 /// What the next response of a type tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) enum First {
-    /// What changed. Also on the later responses of a stream.
+    /// What has changed: it is not the first of a stream.
     #[default]
+    No,
+    /// Everything that is subscribed to, except what was named with its current version.
     Difference,
     /// Everything that there is.
     Complete,

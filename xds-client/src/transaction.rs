@@ -1,5 +1,6 @@
 //! A response being applied.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tracing::{debug, error, warn};
@@ -13,7 +14,7 @@ use crate::session::{First, Mode, Session};
 use crate::{Event, Handler, Rejected, ResourceType};
 
 /// A response on its way to the handler, in steps; between two of them the caller may do something else. Updates come
-/// first, then removals, then (after a response that is complete) what is gone without being named.
+/// first, then removals, then (on the first response of a stream) what is gone without being named.
 #[derive(Debug)]
 pub struct Transaction<'s> {
     response: Response,
@@ -25,7 +26,7 @@ pub struct Transaction<'s> {
 enum Stage {
     Updates(Position),
     Removals(Position),
-    /// What was retained and is not in a complete response. Taken from the end.
+    /// What is gone without being named. Taken from the end.
     Sweep(Vec<Arc<str>>),
     Complete,
 }
@@ -81,10 +82,10 @@ impl<'s> Transaction<'s> {
             },
             Stage::Removals(at) => match self.response.next_removal(at) {
                 Some(name) => work.removal(name, handler),
-                None => self.stage = Stage::Sweep(work.unnamed()),
+                None => self.stage = Stage::Sweep(work.gone()),
             },
             Stage::Sweep(names) => match names.pop() {
-                Some(name) => work.removal(&name, handler),
+                Some(name) => drop(work.forget(&name, handler)),
                 None => self.stage = Stage::Complete,
             },
             Stage::Complete => {}
@@ -136,6 +137,9 @@ struct Work<'s> {
     /// `None` for a type that was not subscribed to.
     kind: Option<ResourceType>,
     mark: Mark,
+    /// What was rejected on earlier streams and never accepted, if this is the first response of a stream: what of it is
+    /// not in the response is gone.
+    unheard: HashSet<Arc<str>>,
     /// A resource could not be read so far as to its name.
     nameless: bool,
     updated: usize,
@@ -148,12 +152,18 @@ struct Work<'s> {
 
 impl<'s> Work<'s> {
     fn new(session: &'s mut Session, kind: Option<ResourceType>) -> Self {
-        // Only the first response of a stream can be complete.
-        let first = kind.map(|kind| std::mem::take(&mut session.collection(kind).first_response));
+        let (first, unheard) = match kind.map(|kind| session.collection(kind)) {
+            Some(collection) => match std::mem::take(&mut collection.first_response) {
+                First::No => (First::No, HashSet::new()),
+                first => (first, collection.unaccepted.take()),
+            },
+            None => (First::No, HashSet::new()),
+        };
         Self {
             session,
             kind,
-            mark: if first == Some(First::Complete) { Mark::Set } else { Mark::Leave },
+            mark: if first == First::Complete { Mark::Set } else { Mark::Leave },
+            unheard,
             nameless: false,
             updated: 0,
             unchanged: 0,
@@ -203,25 +213,35 @@ impl<'s> Work<'s> {
             return Ok(());
         }
         let name = retained.name(resource.name);
-        handler.update(kind, &name, response.share(payload))?;
-        retained.accept(name, resource.version, digest, self.mark);
-        self.updated += 1;
-        Ok(())
+        let outcome = handler.update(kind, &name, response.share(payload));
+        let collection = self.session.collection(kind);
+        self.unheard.remove(&name);
+        match &outcome {
+            Ok(()) => {
+                collection.unaccepted.remove(&name);
+                collection.retained.accept(name, resource.version, digest, self.mark);
+                self.updated += 1;
+            }
+            Err(_) if collection.retained.contains(&name) => {}
+            Err(_) => collection.unaccepted.insert(name),
+        }
+        outcome
     }
 
     fn reject(&mut self, kind: ResourceType, name: &str, reason: &Rejected) {
-        // It is there, though it cannot be used: what was accepted before stays.
-        if self.mark == Mark::Set {
-            self.session.collection(kind).retained.mark(name);
+        // It is there, though it cannot be used: what was accepted before stays, and so does what the handler remembers.
+        let collection = self.session.collection(kind);
+        if !collection.retained.doubt(name, self.mark)
+            && let Some(name) = self.unheard.take(name)
+        {
+            collection.unaccepted.insert(name);
         }
         self.rejections.add(name, reason);
     }
 
     fn removal(&mut self, name: &str, handler: &mut impl Handler) {
         let Some(kind) = self.kind else { return };
-        self.removed += 1;
-        let held = self.session.collection(kind).retained.remove(name);
-        handler.remove(kind, name);
+        let held = self.forget(name, handler);
         if let Some(asked) = self.asked(kind) {
             asked.keep_aliases(name, std::iter::empty());
             let gone = Answer::Missing;
@@ -230,19 +250,38 @@ impl<'s> Work<'s> {
         }
     }
 
-    /// What is retained and was not in a complete response.
-    fn unnamed(&mut self) -> Vec<Arc<str>> {
+    /// Forgets a resource, here and in the handler. Whether it was held.
+    fn forget(&mut self, name: &str, handler: &mut impl Handler) -> bool {
+        let Some(kind) = self.kind else { return false };
+        self.removed += 1;
+        handler.remove(kind, name);
+        self.unheard.remove(name);
+        let collection = self.session.collection(kind);
+        collection.unaccepted.remove(name);
+        collection.retained.remove(name)
+    }
+
+    /// What the first response of a stream would have carried, if it were there.
+    ///
+    /// In full subscriptions that is all that was rejected and never accepted, and after a request without names also
+    /// what is retained. On demand, a stream that was not asked for what was rejected tells no more about it. It is
+    /// forgotten too: whoever needs it asks for it, and it is rejected again, or found.
+    fn gone(&mut self) -> Vec<Arc<str>> {
         let Some(kind) = self.kind else { return Vec::new() };
-        if self.mark == Mark::Leave {
-            return Vec::new();
-        }
-        let unnamed = self.session.collection(kind).retained.unmark();
-        if self.nameless && !unnamed.is_empty() {
+        let collection = self.session.collection(kind);
+        let mut gone = match self.mark {
+            Mark::Set => collection.retained.unmark(),
+            Mark::Leave => Vec::new(),
+        };
+        let unheard = std::mem::take(&mut self.unheard);
+        if self.nameless && !(gone.is_empty() && unheard.is_empty()) {
             // One of them may be the one without a name. Stale is better than missing.
             warn!(type_url = kind.url(), "cannot tell what is gone, because a resource has no readable name");
+            unheard.into_iter().for_each(|name| collection.unaccepted.insert(name));
             return Vec::new();
         }
-        unnamed
+        gone.extend(unheard);
+        gone
     }
 
     /// Whoever waits for the resource, under any of its names, can look it up after the commit.

@@ -186,6 +186,10 @@ impl ControlPlane {
         *kind != ADDRESS || self.mode == Mode::Wildcard || self.subscribed.contains(name)
     }
 
+    fn bad(&self) -> impl Iterator<Item = (&(ResourceType, String), &Stored)> {
+        self.world.iter().filter(|(_, stored)| stored.payload.starts_with(BAD))
+    }
+
     /// What has to be visible: the payload, or that it is one that is rejected.
     fn assert_shown(&self, keeper: &Keeper) {
         let view = keeper.view();
@@ -197,6 +201,16 @@ impl ControlPlane {
         }
         for key in view.keys() {
             assert!(self.world.contains_key(key), "{key:?} is gone");
+        }
+        let claims = keeper.claims();
+        for (key, claim) in &claims {
+            let stored = self.world.get(key).map(|stored| &stored.payload);
+            assert_eq!(stored, Some(claim), "{key:?} is not rejected any more");
+        }
+        for (key, stored) in self.bad() {
+            if self.is_subscribed(key) || view.contains_key(key) {
+                assert_eq!(claims.get(key), Some(&stored.payload), "{key:?} is rejected");
+            }
         }
     }
 }
@@ -265,14 +279,14 @@ fn converges(happenings: &[Happening], mode: Mode, versions: Versions, request_l
     }
     plane.push(&mut session, &mut keeper);
     plane.assert_shown(&keeper);
+    for number in 0..12 {
+        plane.demand(&address_of(&name(number)), &mut session, &mut keeper);
+    }
+    let claims = plane.bad().map(|(key, stored)| (key.clone(), stored.payload.clone())).collect();
+    assert_eq!(keeper.claims(), claims);
 
     // Once everything is in order, it is as if that had been all.
-    let bad: Vec<_> = plane
-        .world
-        .iter()
-        .filter(|(_, stored)| stored.payload.starts_with(BAD))
-        .map(|(key, _)| key.clone())
-        .collect();
+    let bad: Vec<_> = plane.bad().map(|(key, _)| key.clone()).collect();
     for (kind, name) in bad {
         plane.set(kind, &name, b"healed".to_vec());
     }
@@ -282,6 +296,7 @@ fn converges(happenings: &[Happening], mode: Mode, versions: Versions, request_l
     }
     let snapshot = plane.world.iter().map(|(key, stored)| (key.clone(), stored.payload.clone())).collect();
     assert_eq!(keeper.view(), snapshot);
+    assert_eq!(keeper.claims(), BTreeMap::new());
     let held = |kind| plane.world.keys().filter(|(of, _)| *of == kind).count();
     assert_eq!(
         (session.retained(ADDRESS), session.retained(AUTHORIZATION)),

@@ -100,7 +100,69 @@ fn a_rejection_spares_the_other_resources_and_the_previous_version() {
     assert_eq!(answer, Answer::Nack("a: bad payload; empty: XDS payload without resource".into()));
     assert_eq!(keeper.names(ADDRESS), ["a", "b"]);
     assert_eq!(keeper.view()[&(ADDRESS, "a".into())], b"one");
-    assert_eq!(open(&mut session)[0].initial_resource_versions, versions([("a", "1"), ("b", "1")]));
+    // With its old version named, it would not be sent if that was restored while there was no stream.
+    assert_eq!(open(&mut session)[0].initial_resource_versions, versions([("a", ""), ("b", "1")]));
+}
+
+#[test]
+fn the_version_before_a_rejected_one_reaches_the_handler_when_it_comes_back() {
+    let (mut session, mut keeper) = wildcard();
+    let mut push = |nonce, version, payload| {
+        let pushed = response(ADDRESS, nonce, vec![resource("a", version, payload)], &[]);
+        apply(&mut session, &mut keeper, &pushed);
+        keeper.take_calls()
+    };
+    push("N1", "1", b"one");
+    push("N2", "2", BAD);
+    assert_eq!(push("N3", "1", b"one"), ["begin", "update a", "commit"]);
+    assert_eq!(push("N4", "1", b"one"), ["begin", "commit"], "unchanged again");
+    assert_eq!(keeper.claims(), BTreeMap::new());
+    assert_eq!(open(&mut session)[0].initial_resource_versions, versions([("a", "1")]));
+}
+
+#[test]
+fn what_was_only_ever_rejected_and_is_not_in_the_first_response_is_gone() {
+    for mode in [Mode::Wildcard, Mode::OnDemand] {
+        let mut session = Session::new(node(), mode, LIMIT);
+        let mut keeper = Keeper::default();
+        open(&mut session);
+        let bad = |name| resource(name, "1", BAD);
+        let mut unusable = bad("unusable");
+        let all = vec![bad("gone"), bad("healed"), bad("still bad"), bad("removed"), unusable.clone()];
+        apply(&mut session, &mut keeper, &response(ADDRESS, "N1", all, &[]));
+        // Another response of the same stream tells nothing about what it does not carry.
+        apply(&mut session, &mut keeper, &response(ADDRESS, "N2", vec![], &[]));
+        assert_eq!(keeper.claims().len(), 5);
+        keeper.take_calls();
+        assert_eq!(open(&mut session)[0].initial_resource_versions, versions([]));
+        unusable.resource = None;
+        let first = vec![resource("healed", "2", b"x"), bad("still bad"), unusable];
+        let (_, reply) = apply(&mut session, &mut keeper, &response(ADDRESS, "N1", first, &["removed"]));
+        let calls = ["begin", "update healed", "update still bad", "remove removed", "remove gone", "commit"];
+        assert_eq!(keeper.take_calls(), calls);
+        assert!(reply.answers.iter().all(|(name, _)| &**name != "gone"), "nobody answered for it");
+        apply(&mut session, &mut keeper, &response(ADDRESS, "N2", vec![], &[]));
+        assert_eq!(keeper.take_calls(), ["begin", "commit"]);
+        // And again on the next stream.
+        open(&mut session);
+        apply(&mut session, &mut keeper, &response(ADDRESS, "N1", vec![], &[]));
+        assert_eq!(keeper.claims(), BTreeMap::new());
+    }
+}
+
+#[test]
+fn what_was_rejected_stays_if_a_resource_of_the_first_response_has_no_readable_name() {
+    let (mut session, mut keeper) = wildcard();
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N1", vec![resource("a", "1", BAD)], &[]));
+    open(&mut session);
+    let mut bytes = response(ADDRESS, "N2", vec![], &[]).encode_to_vec();
+    bytes.extend_from_slice(b"\x12\x02\x1a\x09");
+    session.receive(bytes.into(), &mut keeper).unwrap().commit(&mut keeper);
+    assert_eq!(keeper.claims().len(), 1);
+    // The next stream can tell.
+    open(&mut session);
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N3", vec![], &[]));
+    assert_eq!(keeper.claims(), BTreeMap::new());
 }
 
 #[test]

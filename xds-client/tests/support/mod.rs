@@ -32,10 +32,12 @@ pub(crate) struct Keeper {
 #[derive(Default)]
 pub(crate) struct Kept {
     pub(crate) view: View,
+    /// What is remembered of rejected resources.
+    pub(crate) claims: View,
     pub(crate) calls: Vec<String>,
     pub(crate) events: Vec<String>,
     pub(crate) terminations: Vec<Termination>,
-    staged: Option<View>,
+    staged: Option<(View, View)>,
 }
 
 impl Keeper {
@@ -45,6 +47,10 @@ impl Keeper {
 
     pub(crate) fn view(&self) -> View {
         self.kept().view.clone()
+    }
+
+    pub(crate) fn claims(&self) -> View {
+        self.kept().claims.clone()
     }
 
     /// Names of a type that are visible.
@@ -77,32 +83,36 @@ impl Handler for Keeper {
     fn begin(&mut self, kind: ResourceType) {
         let mut kept = self.kept();
         assert!(kept.staged.is_none(), "begin of {kind} within a transaction");
-        kept.staged = Some(kept.view.clone());
+        kept.staged = Some((kept.view.clone(), kept.claims.clone()));
         kept.calls.push("begin".into());
     }
 
     fn update(&mut self, kind: ResourceType, name: &Arc<str>, payload: Bytes) -> Result<(), Rejected> {
         self.record(format!("update {name}"));
+        let mut kept = self.kept();
+        let (view, claims) = kept.staged.as_mut().expect("an update belongs to a transaction");
+        let key = (kind, name.to_string());
         if payload.starts_with(BAD) {
+            claims.insert(key, payload.to_vec());
             return Err(Rejected("bad payload".into()));
         }
-        let mut kept = self.kept();
-        let staged = kept.staged.as_mut().expect("an update belongs to a transaction");
-        staged.insert((kind, name.to_string()), payload.to_vec());
+        claims.remove(&key);
+        view.insert(key, payload.to_vec());
         Ok(())
     }
 
     fn remove(&mut self, kind: ResourceType, name: &str) {
         self.record(format!("remove {name}"));
         let mut kept = self.kept();
-        let staged = kept.staged.as_mut().expect("a removal belongs to a transaction");
-        staged.remove(&(kind, name.to_owned()));
+        let (view, claims) = kept.staged.as_mut().expect("a removal belongs to a transaction");
+        view.remove(&(kind, name.to_owned()));
+        claims.remove(&(kind, name.to_owned()));
     }
 
     fn commit(&mut self, _: ResourceType) {
         self.record("commit".into());
         let mut kept = self.kept();
-        kept.view = kept.staged.take().expect("a commit ends a transaction");
+        (kept.view, kept.claims) = kept.staged.take().expect("a commit ends a transaction");
         drop(kept);
         self.changes.send_modify(|count| *count += 1);
     }

@@ -17,6 +17,7 @@ use tonic::client::GrpcService;
 use tonic::codegen::Body as HttpBody;
 use tonic::{Code, Status};
 
+use crate::backoff::Answered;
 use crate::{BoxError, Connection, Termination};
 
 const PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
@@ -125,6 +126,7 @@ where
             messages: Messages {
                 state: Receiving::Head(response),
                 assembly: Assembly::new(limits.message),
+                answered: Answered::No,
                 deadline: Instant::now() + limits.stall,
                 limits,
             },
@@ -197,6 +199,8 @@ fn framed(message: &[u8]) -> Bytes {
 pub(crate) struct Messages<F, B> {
     state: Receiving<F, B>,
     assembly: Assembly,
+    /// Whether a message has come. Headers are no answer.
+    answered: Answered,
     /// When the server must have gone on, if it is its turn.
     deadline: Instant,
     limits: Limits,
@@ -218,16 +222,19 @@ where
     pub(crate) async fn next(&mut self) -> Result<Bytes, End> {
         loop {
             if let Some(message) = self.assembly.message()? {
+                self.answered = Answered::Yes;
                 return Ok(message);
             }
-            let between = matches!(self.state, Receiving::Body(_)) && self.assembly.is_between();
-            if between {
+            if self.answered == Answered::Yes && self.assembly.is_between() {
                 self.receive().await?;
             } else {
                 let stalled = End::Stalled(self.limits.stall);
                 timeout_at(self.deadline, self.receive()).await.map_err(|_| stalled)??;
             }
-            self.deadline = Instant::now() + self.limits.stall;
+            // Headers and empty frames do not go on with anything.
+            if !self.assembly.piece.is_empty() {
+                self.deadline = Instant::now() + self.limits.stall;
+            }
         }
     }
 

@@ -11,6 +11,7 @@ mod support;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use server::{Attempt, Listener, Pipes, bounded, pipes};
 use support::{ADDRESS, AUTHORIZATION, BAD, Keeper, alias, node, resource, response};
 use tokio::sync::oneshot;
@@ -169,13 +170,22 @@ async fn a_server_that_does_not_go_on_is_left() {
         // Never answers.
         let mut silent = running.listener.stream().await;
         silent.request().await;
+        // Answers with headers, and with frames that say nothing, and hangs. A gateway may do so.
+        let mut empty = running.listener.stream().await;
+        empty.request().await;
+        empty.write(Bytes::new());
+        // Stops within the first message.
+        let mut begun = running.listener.stream().await;
+        begun.request().await;
+        begun.write(b"\0\0\0\0\x09begin".as_slice().into());
         // Stops within a message.
         let mut stuck = running.listener.stream().await;
         stuck.greet().await;
         stuck.write(b"\0\0\0\0\x09begin".as_slice().into());
         let mut stream = running.listener.stream().await;
         stream.greet().await;
-        let expected = [Termination::ConnectionError, Termination::Reconnect];
+        let unanswered = Termination::ConnectionError;
+        let expected = [unanswered, unanswered, unanswered, Termination::Reconnect];
         assert_eq!(running.keeper.kept().terminations, expected);
         // Silence between messages is in order.
         tokio::time::sleep(Duration::from_secs(3000)).await;

@@ -129,6 +129,8 @@ impl Handler for Keeper {
         Ok(())
     }
 
+    fn restore(&mut self, _: ResourceType, _: &str) {}
+
     fn remove(&mut self, kind: ResourceType, name: &str) {
         assert!(self.within);
         self.removing = true;

@@ -52,8 +52,13 @@ pub trait Handler {
     ///
     /// An error rejects the resource: the previous version stays, the reason goes to the control plane, and the rest of
     /// the response is applied nevertheless. What is remembered of a rejected resource holds until the next call for its
-    /// name, which comes with the next version, also if that has the bytes that were last accepted, or with its removal.
+    /// name, which comes with the next version, also if that has the bytes that were last accepted, with its removal, or
+    /// with its [restoration](Self::restore).
     fn update(&mut self, kind: ResourceType, name: &Arc<str>, payload: Bytes) -> Result<(), Rejected>;
+
+    /// The version of a resource before the rejected one is in force again: that was heard on a new stream, which does not
+    /// send it once more.
+    fn restore(&mut self, kind: ResourceType, name: &str);
 
     /// A resource is gone. The name may never have been heard of, or only in a rejected resource. In on-demand mode, also
     /// a resource that was only ever rejected and that a new stream does not tell about: it is asked for when needed.

@@ -30,12 +30,12 @@ mod demand;
 mod fields;
 mod grpc;
 mod handler;
+mod rejected_names;
 mod requests;
 mod response;
 mod retained;
 mod session;
 mod transaction;
-mod unaccepted;
 
 pub use client::{BoxError, Client, Config, Connect, Connection};
 pub use demand::{Demand, Demanded};

@@ -68,17 +68,16 @@ impl Retained {
         self.entries.remove(name).is_some()
     }
 
-    /// Another version of a resource has been rejected. Whether what was accepted before is the latest can no longer be
-    /// told by its version or digest, so neither is kept: the next version is sent and handed over, whatever it is.
-    /// Returns false if nothing was ever accepted.
-    pub(crate) fn doubt(&mut self, name: &str, mark: Mark) -> bool {
-        let Some(entry) = self.entries.get_mut(name) else { return false };
-        entry.version = Version::new("");
+    /// Another version of a resource has been rejected. The version before stays, for the next stream; its digest does not,
+    /// so the next version is handed over whatever its bytes are. Returns the name if anything was ever accepted.
+    pub(crate) fn doubt(&mut self, name: &str, mark: Mark) -> Option<Arc<str>> {
+        let name = self.entries.get_key_value(name)?.0.clone();
+        let entry = self.entries.get_mut(&name)?;
         entry.stamp.doubt();
         if mark == Mark::Set {
             entry.stamp.mark();
         }
-        true
+        Some(name)
     }
 
     /// Takes the marks off, and returns what had none.
@@ -236,11 +235,11 @@ mod tests {
     fn after_a_rejection_no_payload_is_confirmed_until_one_is_accepted() {
         let mut retained = Retained::default();
         let digest = retained.digest(b"one");
-        assert!(!retained.doubt("n", Mark::Set));
+        assert_eq!(retained.doubt("n", Mark::Set), None);
         retained.accept("n".into(), "1", digest, Mark::Leave);
-        assert!(retained.doubt("n", Mark::Set));
+        assert!(retained.doubt("n", Mark::Set).is_some());
         assert!(!retained.confirm("n", "1", digest, Mark::Leave));
-        assert_eq!(retained.versions().next().unwrap().1.to_string(), "");
+        assert_eq!(retained.versions().next().unwrap().1, &Version::Hex(1), "for the next stream");
         assert_eq!(retained.unmark(), Vec::<Arc<str>>::new(), "it is there");
         retained.accept("n".into(), "1", digest, Mark::Leave);
         assert!(retained.confirm("n", "1", digest, Mark::Leave));

@@ -20,11 +20,11 @@ use tracing::{debug, info};
 
 use crate::asked::Asked;
 use crate::discovery::Node;
+use crate::rejected_names::RejectedNames;
 use crate::requests::{self, Fit, Subscription};
 use crate::response::{MalformedResponse, Response};
 use crate::retained::Retained;
 use crate::transaction::Transaction;
-use crate::unaccepted::Unaccepted;
 use crate::{Handler, ResourceType};
 
 /// The largest first request, below istiod's limit of 4 MiB for any request.
@@ -196,7 +196,10 @@ impl Session {
 #[derive(Debug, Default)]
 pub(crate) struct Collection {
     pub(crate) retained: Retained,
-    pub(crate) unaccepted: Unaccepted,
+    /// What was rejected and never accepted: none of it is retained.
+    pub(crate) unaccepted: RejectedNames,
+    /// What was rejected after it had been accepted: all of it is retained, as it was before.
+    pub(crate) doubted: RejectedNames,
     pub(crate) first_response: First,
     processed: bool,
 }

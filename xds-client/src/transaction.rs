@@ -82,7 +82,10 @@ impl<'s> Transaction<'s> {
             },
             Stage::Removals(at) => match self.response.next_removal(at) {
                 Some(name) => work.removal(name, handler),
-                None => self.stage = Stage::Sweep(work.gone()),
+                None => {
+                    work.restore(handler);
+                    self.stage = Stage::Sweep(work.gone());
+                }
             },
             Stage::Sweep(names) => match names.pop() {
                 Some(name) => drop(work.forget(&name, handler)),
@@ -140,6 +143,8 @@ struct Work<'s> {
     /// What was rejected on earlier streams and never accepted, if this is the first response of a stream: what of it is
     /// not in the response is gone.
     unheard: HashSet<Arc<str>>,
+    /// Likewise what was rejected after it had been accepted: what of it is not in the response is as it was before.
+    doubted: HashSet<Arc<str>>,
     /// A resource could not be read so far as to its name.
     nameless: bool,
     updated: usize,
@@ -152,18 +157,19 @@ struct Work<'s> {
 
 impl<'s> Work<'s> {
     fn new(session: &'s mut Session, kind: Option<ResourceType>) -> Self {
-        let (first, unheard) = match kind.map(|kind| session.collection(kind)) {
+        let (first, unheard, doubted) = match kind.map(|kind| session.collection(kind)) {
             Some(collection) => match std::mem::take(&mut collection.first_response) {
-                First::No => (First::No, HashSet::new()),
-                first => (first, collection.unaccepted.take()),
+                First::No => (First::No, HashSet::new(), HashSet::new()),
+                first => (first, collection.unaccepted.take(), collection.doubted.take()),
             },
-            None => (First::No, HashSet::new()),
+            None => (First::No, HashSet::new(), HashSet::new()),
         };
         Self {
             session,
             kind,
             mark: if first == First::Complete { Mark::Set } else { Mark::Leave },
             unheard,
+            doubted,
             nameless: false,
             updated: 0,
             unchanged: 0,
@@ -218,6 +224,8 @@ impl<'s> Work<'s> {
         self.unheard.remove(&name);
         match &outcome {
             Ok(()) => {
+                self.doubted.remove(&name);
+                collection.doubted.remove(&name);
                 collection.unaccepted.remove(&name);
                 collection.retained.accept(name, resource.version, digest, self.mark);
                 self.updated += 1;
@@ -231,9 +239,10 @@ impl<'s> Work<'s> {
     fn reject(&mut self, kind: ResourceType, name: &str, reason: &Rejected) {
         // It is there, though it cannot be used: what was accepted before stays, and so does what the handler remembers.
         let collection = self.session.collection(kind);
-        if !collection.retained.doubt(name, self.mark)
-            && let Some(name) = self.unheard.take(name)
-        {
+        if let Some(name) = collection.retained.doubt(name, self.mark) {
+            self.doubted.remove(&name);
+            collection.doubted.insert(name);
+        } else if let Some(name) = self.unheard.take(name) {
             collection.unaccepted.insert(name);
         }
         self.rejections.add(name, reason);
@@ -256,9 +265,25 @@ impl<'s> Work<'s> {
         self.removed += 1;
         handler.remove(kind, name);
         self.unheard.remove(name);
+        self.doubted.remove(name);
         let collection = self.session.collection(kind);
         collection.unaccepted.remove(name);
+        collection.doubted.remove(name);
         collection.retained.remove(name)
+    }
+
+    /// Tells of what the first response of a stream would have carried, were it not as it was before it was rejected. After
+    /// a request without names there is no telling: what is not carried then is gone.
+    fn restore(&mut self, handler: &mut impl Handler) {
+        let doubted = std::mem::take(&mut self.doubted);
+        let Some(kind) = self.kind else { return };
+        for name in doubted {
+            if self.nameless {
+                self.session.collection(kind).doubted.insert(name);
+            } else if self.mark == Mark::Leave {
+                handler.restore(kind, &name);
+            }
+        }
     }
 
     /// What the first response of a stream would have carried, if it were there.

@@ -29,6 +29,8 @@ impl Handler for Names {
         Ok(())
     }
 
+    fn restore(&mut self, _: ResourceType, _: &str) {}
+
     fn remove(&mut self, _: ResourceType, _: &str) {}
 
     fn commit(&mut self, _: ResourceType) {}

@@ -100,8 +100,29 @@ fn a_rejection_spares_the_other_resources_and_the_previous_version() {
     assert_eq!(answer, Answer::Nack("a: bad payload; empty: XDS payload without resource".into()));
     assert_eq!(keeper.names(ADDRESS), ["a", "b"]);
     assert_eq!(keeper.view()[&(ADDRESS, "a".into())], b"one");
-    // With its old version named, it would not be sent if that was restored while there was no stream.
-    assert_eq!(open(&mut session)[0].initial_resource_versions, versions([("a", ""), ("b", "1")]));
+    assert_eq!(open(&mut session)[0].initial_resource_versions, versions([("a", "1"), ("b", "1")]));
+}
+
+#[test]
+fn a_rejected_version_that_was_taken_back_without_a_stream_is_told_to_the_handler() {
+    let (mut session, mut keeper) = wildcard();
+    for (nonce, version, payload) in [("N1", "1", b"one".as_slice()), ("N2", "2", BAD)] {
+        apply(
+            &mut session,
+            &mut keeper,
+            &response(ADDRESS, nonce, vec![resource("a", version, payload)], &[]),
+        );
+    }
+    assert_eq!(keeper.claims().len(), 1);
+    open(&mut session);
+    keeper.take_calls();
+    // The control plane has the version that the request named, so it sends nothing.
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N3", vec![], &[]));
+    assert_eq!(keeper.take_calls(), ["begin", "restore a", "commit"]);
+    assert_eq!(keeper.claims(), BTreeMap::new());
+    open(&mut session);
+    apply(&mut session, &mut keeper, &response(ADDRESS, "N4", vec![], &[]));
+    assert_eq!(keeper.take_calls(), ["begin", "commit"], "once");
 }
 
 #[test]

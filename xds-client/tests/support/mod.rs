@@ -101,6 +101,13 @@ impl Handler for Keeper {
         Ok(())
     }
 
+    fn restore(&mut self, kind: ResourceType, name: &str) {
+        self.record(format!("restore {name}"));
+        let mut kept = self.kept();
+        let (_, claims) = kept.staged.as_mut().expect("a restoration belongs to a transaction");
+        claims.remove(&(kind, name.to_owned()));
+    }
+
     fn remove(&mut self, kind: ResourceType, name: &str) {
         self.record(format!("remove {name}"));
         let mut kept = self.kept();

@@ -163,6 +163,12 @@ impl Handler for XdsState {
         outcome.map_err(|rejection| Rejected(rejection.to_string()))
     }
 
+    fn restore(&mut self, kind: ResourceType, name: &str) {
+        if kind == ResourceType::Address && self.draft.pardon(name) {
+            self.changed();
+        }
+    }
+
     fn remove(&mut self, kind: ResourceType, name: &str) {
         let was_known = match kind {
             ResourceType::Address => {

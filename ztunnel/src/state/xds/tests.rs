@@ -295,6 +295,12 @@ fn nothing_is_sent_to_a_service_whose_first_description_is_rejected() {
     scene.addresses([of_service(moved)]);
     assert!(matches!(scene.route("10.96.0.1:80"), Err(RouteError::UnknownWaypoint(_))));
     assert!(matches!(scene.route("10.96.0.7:80"), Err(RouteError::Rejected(_))));
+    // The version before the rejected one is in force again.
+    scene.xds.begin(ResourceType::Address);
+    scene.xds.restore(ResourceType::Address, "ns/web");
+    scene.xds.commit(ResourceType::Address);
+    assert!(matches!(scene.route("10.96.0.1:80"), Err(RouteError::UnknownWaypoint(_))));
+    assert!(matches!(scene.route("10.96.0.7:80"), Ok(Route::Plain(_))));
     scene.push(ResourceType::Address, [], &["ns/web"]);
     for destination in ["10.96.0.1:80", "10.96.0.7:80"] {
         assert!(matches!(scene.route(destination), Ok(Route::Plain(_))), "{destination}");

@@ -6,6 +6,7 @@
 //! run abroad; that the closure is synchronous rules it out.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::hash::{Hash, Hasher};
@@ -74,6 +75,9 @@ pub enum NetnsError {
     #[error("cannot create a network namespace")]
     Create(#[source] io::Error),
 }
+
+/// The most addresses that [`Netns::addresses`] returns. Pods have a few; one with more than this gave them to itself.
+pub const MOST_ADDRESSES: usize = 64;
 
 impl Netns {
     /// Opens the namespace at `path`: a bind mount such as `/var/run/netns/x`, or `/proc/<pid>/ns/net`.
@@ -144,16 +148,18 @@ impl Netns {
         Ok(!disabled.is_ok_and(|value| value.trim_ascii() == b"1"))
     }
 
-    /// The addresses that interfaces in the namespace have at this moment, canonical, each once, in no particular order.
-    /// Left out are loopback and IPv6 link-local ones, which say nothing about whose namespace it is: every one has them.
+    /// The addresses that interfaces in the namespace have at this moment, canonical, each once, in no particular order;
+    /// of many, the first [`MOST_ADDRESSES`] that the kernel lists. Left out are loopback and IPv6 link-local ones, which
+    /// say nothing about whose namespace it is: every one has them.
     ///
-    /// A few system calls that answer at once: some 50 microseconds for a pod.
+    /// A few system calls that answer at once: some 50 microseconds for a pod. Their work grows with the addresses that
+    /// the namespace has, which is up to whoever rules in it: not for a thread that others wait for.
     ///
     /// # Errors
     /// As [`Netns::run`]; or the kernel does not answer, for want of a descriptor or of memory.
     pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
         let interfaces = self.run(getifaddrs)??;
-        let mut addresses: Vec<_> = interfaces
+        let listed = interfaces
             .filter_map(|interface| {
                 let address = interface.address?;
                 let ipv4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
@@ -163,11 +169,15 @@ impl Netns {
             .filter(|address| match address {
                 IpAddr::V4(address) => !address.is_loopback(),
                 IpAddr::V6(address) => !address.is_loopback() && !Ipv6Addr::is_unicast_link_local(address),
-            })
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        Ok(addresses)
+            });
+        let mut addresses = BTreeSet::new();
+        for address in listed {
+            addresses.insert(address);
+            if addresses.len() == MOST_ADDRESSES {
+                break;
+            }
+        }
+        Ok(addresses.into_iter().collect())
     }
 
     /// Has connections that wait on a closing listener taken over by another listener of the same port

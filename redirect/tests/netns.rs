@@ -26,6 +26,17 @@ fn a_namespace_has_the_addresses_of_its_interfaces_but_for_those_that_all_have()
 }
 
 #[test]
+fn of_a_namespace_that_gave_itself_addresses_by_the_hundred_only_the_first_are_kept() {
+    let Some(netns) = lab::namespace() else { return };
+    for last in 0..100 {
+        lab::ip(&netns, &format!("addr add 10.9.1.{last}/32 dev lo"));
+    }
+    let kept = netns.addresses().unwrap();
+    assert_eq!(kept.len(), redirect::netns::MOST_ADDRESSES);
+    assert!(kept.contains(&IpAddr::from([10, 9, 1, 0])), "{kept:?}");
+}
+
+#[test]
 fn the_addresses_of_one_namespace_are_not_those_of_another() {
     let (Some(one), Some(other)) = (lab::namespace(), lab::namespace()) else { return };
     lab::ip(&one, "addr add 10.9.0.7/32 dev lo");

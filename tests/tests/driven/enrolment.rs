@@ -91,7 +91,8 @@ fn a_namespace_without_the_address_of_its_pod_gets_neither_a_proxy_nor_the_pods_
     let (victim, impostor) =
         (scene.east.node.pod("victim").unwrap(), scene.east.node.pod("impostor").unwrap());
     apply_rules(&impostor, BackendChoice::Nftables).unwrap();
-    // Not in the mesh as far as istiod knows, so that nobody asks for its certificate on istiod's word alone.
+    // Takes no tunnel, so that istiod's word alone has nobody ask for its certificate. What is told apart below is whether
+    // handing over the namespace does.
     let mut workload = workload_of(&victim);
     workload.set_tunnel_protocol(TunnelProtocol::None);
     scene.push(|world| world.set_workload(workload)).unwrap();
@@ -113,16 +114,22 @@ fn a_namespace_without_the_address_of_its_pod_gets_neither_a_proxy_nor_the_pods_
     wait_served(&impostor, echo.ipv4(), true);
 }
 
+/// An address that no pod has.
+const ELSEWHERE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 2, 0, 200);
+
 #[test]
 fn a_pod_whose_address_is_anothers_by_a_later_push_is_served_no_more_until_that_is_corrected() {
     let scene = Driven::new().unwrap();
     let (server, client) = (echo(&scene.server), echo(&scene.client));
     let before = OpenConnection::open(&scene.outsider, server.ipv4()).unwrap();
-    let elsewhere = std::net::Ipv4Addr::new(10, 2, 0, 200);
+    let heir = scene.west.node.pod("heir").unwrap();
+    let mut inherited = workload_of(&heir);
+    inherited.addresses = workload_of(&scene.server).addresses;
     scene
         .push(|world| {
+            world.set_workload(inherited);
             world.change_workload(&scene.server, |workload| {
-                workload.addresses = vec![elsewhere.octets().to_vec().into()];
+                workload.addresses = vec![ELSEWHERE.octets().to_vec().into()];
             })
         })
         .unwrap()
@@ -130,10 +137,47 @@ fn a_pod_whose_address_is_anothers_by_a_later_push_is_served_no_more_until_that_
     before.wait_until_cut().unwrap();
     wait_served(&scene.server, client.ipv4(), false);
     assert_eq!(hello(&scene.outsider, server.ipv4()).unwrap(), Outcome::Refused);
-    scene.push(|world| world.enrol(&scene.server)).unwrap();
+    scene
+        .push(|world| {
+            world.remove_pod(&heir);
+            world.enrol(&scene.server);
+        })
+        .unwrap();
     wait_served(&scene.server, client.ipv4(), true);
     lab::wait_until(|| answers(&scene.client, server.ipv4())).unwrap();
     assert!(answers(&scene.server, client.ipv4()), "with the identity of {}", pod_uid(&scene.server));
+}
+
+#[test]
+fn a_push_with_a_wrong_address_for_a_pod_cuts_no_connection_and_nothing_is_done_in_its_name_meanwhile() {
+    let scene = Driven::new().unwrap();
+    let (server, client) = (echo(&scene.server), echo(&scene.client));
+    let plaintext = echo(&scene.outsider);
+    let open = [
+        OpenConnection::open(&scene.outsider, server.ipv4()).unwrap(),
+        OpenConnection::open(&scene.client, server.ipv4()).unwrap(),
+        OpenConnection::open(&scene.server, client.ipv4()).unwrap(),
+    ];
+    scene
+        .push(|world| {
+            world.change_workload(&scene.server, |workload| {
+                workload.addresses = vec![ELSEWHERE.octets().to_vec().into()];
+            })
+        })
+        .unwrap()
+        .unwrap();
+    scene.west.ztunnel().unwrap().wait_for_log("a pod has no identity for new connections").unwrap();
+    // Accepted and ended, whatever it would take: a tunnel from it, none from it, none to it.
+    for (from, to) in
+        [(&scene.server, client.ipv4()), (&scene.server, plaintext.ipv4()), (&scene.outsider, server.ipv4())]
+    {
+        assert_eq!(hello(from, to).unwrap(), Outcome::Cut, "{to}");
+    }
+    assert!(open.iter().all(OpenConnection::works));
+    scene.push(|world| world.enrol(&scene.server)).unwrap();
+    lab::wait_until(|| answers(&scene.server, client.ipv4())).unwrap();
+    lab::wait_until(|| answers(&scene.client, server.ipv4())).unwrap();
+    assert!(answers(&scene.outsider, server.ipv4()) && open.iter().all(OpenConnection::works));
 }
 
 #[test]

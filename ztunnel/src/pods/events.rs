@@ -67,8 +67,8 @@ impl PodEvents {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// Refusals of pods whose network namespace is not that of the workload they are said to be. Each attempt counts, so
-    /// it grows for as long as the contradiction lasts: anything but a standstill is worth an alarm.
+    /// How often a pod's network namespace was found not to be that of the workload it is said to be: the pod was refused,
+    /// evicted, or denied its identity. Each look counts, so it grows for as long as the contradiction lasts: anything but a standstill is worth an alarm.
     pub fn wrong_namespace(&self) -> u64 {
         self.wrong_namespace.load(Ordering::Relaxed)
     }

@@ -64,11 +64,24 @@ impl Identities {
         changes.settle()
     }
 
-    /// A pod that is served has this identity now; none when it is not known, or the pod is served no more.
+    /// A pod that is served has this identity now; none when it is not known.
     pub(crate) fn pod(&mut self, pod: PodInstance, identity: Option<SpiffeId>) -> Changes {
         let mut changes = Changes::default();
         self.set(Holder::Pod(pod), identity, &mut changes);
         changes.settle()
+    }
+
+    /// A pod's proxy has ended, and its last connection with it. `asked` are the identities that connections of the pod
+    /// may have asked for: among them those that were given up before, and asked for again by a connection that did not
+    /// know. Whatever of them nobody holds is given up.
+    pub(crate) fn ended(&mut self, pod: PodInstance, asked: impl Iterator<Item = SpiffeId>) -> Changes {
+        let mut changes = self.pod(pod, None);
+        for identity in asked {
+            if !self.holders.contains_key(&identity) && !changes.unwanted.contains(&identity) {
+                changes.unwanted.push(identity);
+            }
+        }
+        changes
     }
 
     /// A workload is new or has changed.
@@ -207,6 +220,18 @@ mod tests {
         assert_eq!(identities.follow([].into_iter()), Changes::default());
         assert_eq!(identities.pod(replaced, None), changes(&[], &[id("a", "td")]));
         assert_eq!(identities.pod(replaced, None), Changes::default());
+    }
+
+    #[test]
+    fn with_a_pod_goes_every_identity_that_it_asked_for_and_nobody_else_holds() {
+        let mut identities = Identities::default();
+        let [pod, neighbour] = [PodInstance::next(), PodInstance::next()];
+        identities.pod(pod, Some(id("a", "old")));
+        identities.pod(pod, Some(id("a", "new")));
+        identities.pod(neighbour, Some(id("a", "held")));
+        let asked = ["old", "new", "held"].map(|domain| id("a", domain));
+        let step = identities.ended(pod, asked.into_iter());
+        assert_eq!(step, changes(&[], &[id("a", "new"), id("a", "old")]));
     }
 
     proptest! {

@@ -35,6 +35,18 @@ pub(crate) struct Waiting {
     pub(crate) reason: String,
     /// The description of the pod that its namespace contradicts, if that is the reason.
     pub(crate) contradicted: Option<Arc<Workload>>,
+    /// What became of it before.
+    pub(crate) past: Past,
+}
+
+/// What became of a waiting pod before.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Past {
+    /// It could not be started. An agent that comes back describes it again.
+    #[default]
+    NeverServed,
+    /// It was served, and evicted. An agent that comes back may think that it still is, and only confirm it.
+    Evicted,
 }
 
 /// The pods of this node. `R` is what runs for one of them.
@@ -71,11 +83,12 @@ impl<R> Default for Inventory<R> {
 }
 
 impl<R> Inventory<R> {
-    /// A new conversation begins. What runs goes on; what waits is forgotten, since the agent names it again. Returns
-    /// what waited.
+    /// A new conversation begins. What runs goes on, and what was evicted waits on. What never ran is forgotten, since
+    /// the agent describes it again; returns that.
     pub(crate) fn begin_snapshot(&mut self) -> Vec<PodUid> {
         self.snapshot = Some(HashSet::new());
-        self.waiting.drain().map(|(uid, _)| uid).collect()
+        let never_served = self.waiting.extract_if(|_, waiting| waiting.past == Past::NeverServed);
+        never_served.map(|(uid, _)| uid).collect()
     }
 
     /// The agent wants the pod served.
@@ -87,6 +100,23 @@ impl<R> Inventory<R> {
             Some(_) => self.running.remove(uid).map_or(Wanted::Start, |(_, old)| Wanted::Replace(old)),
             None => Wanted::Start,
         }
+    }
+
+    /// Takes the namespace for a pod that is about to be served there. Returns who is to be stopped first: another pod that
+    /// is served there, and that the agent has not named since the conversation began, so that its pod was made again.
+    ///
+    /// # Errors
+    /// The namespace is that other pod's, which the agent wants served too. Both would listen on the same ports, and each
+    /// would get connections of the other.
+    pub(crate) fn claim(&mut self, uid: &str, netns: NetnsId) -> Result<Option<(PodUid, R)>, PodUid> {
+        let is_other = |(other, (served, _)): &(&PodUid, &(NetnsId, R))| ***other != *uid && *served == netns;
+        let Some(other) = self.running.iter().find(is_other).map(|(other, _)| other.clone()) else {
+            return Ok(None);
+        };
+        if self.snapshot.as_ref().is_none_or(|named| named.contains(&other)) {
+            return Err(other);
+        }
+        Ok(self.running.remove(&other).map(|(_, run)| (other, run)))
     }
 
     /// The agent knows the pod, and cannot or need not describe it again.
@@ -136,7 +166,7 @@ impl<R> Inventory<R> {
     }
 
     /// The snapshot is complete. Returns what is gone, everything that was not named in it: `Some` is to be stopped,
-    /// `None` only waited (since it was evicted after the conversation began).
+    /// `None` only waited (since it was evicted).
     pub(crate) fn end_snapshot(&mut self) -> Vec<(PodUid, Option<R>)> {
         let Some(named) = self.snapshot.take() else { return Vec::new() };
         let waited = self.waiting.extract_if(|uid, _| !named.contains(uid)).map(|(uid, _)| (uid, None));
@@ -243,23 +273,46 @@ mod tests {
 
     fn pod() -> Waiting {
         let pod = Described { workload: WorkloadName::default(), netns: Netns::current().unwrap() };
-        Waiting { pod, reason: "test".to_owned(), contradicted: None }
+        Waiting { pod, reason: "test".to_owned(), contradicted: None, past: Past::NeverServed }
     }
 
     #[test]
     fn an_evicted_pod_waits_until_it_is_served_deleted_or_not_named_any_more() {
-        let mut inventory = serving(&["a", "b"]);
+        let evicted = || Waiting { past: Past::Evicted, ..pod() };
+        let mut inventory = serving(&["a", "b", "c"]);
         assert_eq!(inventory.evict("a"), Some("first"));
         assert_eq!(inventory.evict("a"), None);
-        inventory.failed(uid("a"), pod(), Instant::now());
-        assert_eq!(inventory.counts(), (1, 1));
-        assert_eq!(inventory.begin_snapshot(), [uid("a")]);
+        inventory.failed(uid("a"), evicted(), Instant::now());
+        inventory.failed(uid("never served"), pod(), Instant::now());
+        assert_eq!(inventory.counts(), (2, 2));
+        assert_eq!(inventory.begin_snapshot(), [uid("never served")]);
+        // The agent handed it over long ago, and only confirms it.
+        inventory.keep(&uid("a"));
+        inventory.keep(&uid("c"));
         // Evicted during the snapshot, and not named in it.
         assert_eq!(inventory.evict("b"), Some("first"));
-        inventory.failed(uid("b"), pod(), Instant::now());
+        inventory.failed(uid("b"), evicted(), Instant::now());
         assert_eq!(inventory.end_snapshot(), [(uid("b"), None)]);
+        assert_eq!(inventory.counts(), (1, 1));
+        assert!(!inventory.is_settled(), "it is wanted, and not served");
+        inventory.begin_snapshot();
+        inventory.keep(&uid("c"));
+        assert_eq!(inventory.end_snapshot(), [(uid("a"), None)]);
         assert!(inventory.is_settled());
-        assert_eq!(inventory.counts(), (0, 0));
+    }
+
+    #[test]
+    fn a_namespace_in_use_is_given_to_another_pod_only_if_the_agent_has_not_named_the_first() {
+        let mut inventory = serving(&["a"]);
+        assert_eq!(inventory.claim("a", HERE), Ok(None), "its own");
+        assert_eq!(inventory.claim("b", THERE), Ok(None), "nobody's");
+        assert_eq!(inventory.claim("b", HERE), Err(uid("a")));
+        inventory.begin_snapshot();
+        inventory.keep(&uid("a"));
+        assert_eq!(inventory.claim("b", HERE), Err(uid("a")));
+        inventory.begin_snapshot();
+        assert_eq!(inventory.claim("b", HERE), Ok(Some((uid("a"), "first"))));
+        assert_eq!(inventory.claim("b", HERE), Ok(None));
     }
 
     #[test]

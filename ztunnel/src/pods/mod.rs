@@ -12,6 +12,7 @@ mod inventory;
 mod link;
 pub(crate) mod ownership;
 
+use std::io;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::WorkloadName;
-use crate::proxy::{BoundPod, PodInstance, RunningPod, Stop};
+use crate::proxy::{BoundPod, Pod, RunningPod, Stop};
 use crate::readiness::Task;
 use crate::state::Mesh;
 use crate::state::model::Workload;
@@ -32,9 +33,9 @@ use crate::worker::{Shared, WorkerHandle};
 pub use events::{PodEvents, PodState, PodStatus};
 use identities::{Changes, Identities};
 pub use inventory::PodUid;
-use inventory::{Described, Inventory, RETRY_INTERVAL, Waiting, Wanted};
+use inventory::{Described, Inventory, Past, RETRY_INTERVAL, Waiting, Wanted};
 use link::{Link, LinkEvent};
-use ownership::NotOwned;
+use ownership::{NotOwned, Standing};
 
 /// The agent broke the protocol in a way that leaves unknown which pods are ours.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +52,9 @@ pub(crate) struct PodManager {
     pods: Inventory<Served>,
     identities: Identities,
     /// Proxies that are being stopped.
-    stopping: JoinSet<(PodUid, PodInstance)>,
+    stopping: JoinSet<(PodUid, Arc<Pod>)>,
+    /// When to look again at the served pods that are in doubt; `None` while none is.
+    look_at: Option<Instant>,
 }
 
 /// A pod that is served.
@@ -60,6 +63,26 @@ struct Served {
     run: RunningPod,
     /// The mesh's description that its namespace was compared with.
     described: Option<Arc<Workload>>,
+    /// Why it has no identity for new connections, if so.
+    doubt: Option<Doubt>,
+}
+
+/// Why a pod that is served may not be what `described` says. It goes on, and is looked at again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Doubt {
+    /// Its namespace does not fit, and is nobody else's.
+    Outdated,
+    /// Its namespace cannot be read.
+    Unreadable,
+}
+
+/// When served pods are compared with the mesh.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Occasion {
+    /// The mesh has changed.
+    MeshChanged,
+    /// Those in doubt are due.
+    LookAgain,
 }
 
 /// Why a pod cannot be served now.
@@ -67,7 +90,18 @@ struct Served {
 enum Refusal {
     /// Its namespace is another's, as far as the mesh knows.
     #[error(transparent)]
-    NotOwned(NotOwned),
+    NotOwned(#[from] NotOwned),
+    /// Whose its namespace is cannot be told.
+    #[error("the addresses in the network namespace cannot be read")]
+    Unreadable(#[source] io::Error),
+    /// Its namespace is that of another pod, as far as the agent says.
+    #[error("the network namespace given for pod {uid} is that of pod {other}, which is served in it")]
+    Taken {
+        /// Who cannot be served.
+        uid: PodUid,
+        /// Who is.
+        other: PodUid,
+    },
     /// Its listeners cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -92,6 +126,7 @@ impl PodManager {
             pods: Inventory::default(),
             identities: Identities::default(),
             stopping: JoinSet::new(),
+            look_at: None,
         }
     }
 
@@ -145,6 +180,7 @@ impl PodManager {
                 Ok(()) = changes.changed() => self.mesh_changed().await,
                 Some(ended) = self.stopping.join_next() => self.ended(ended.ok()),
                 () = arrival(self.pods.retry_at()) => self.retry().await,
+                () = arrival(self.look_at) => self.compare(&self.shared.mesh.load(), Occasion::LookAgain),
                 event = self.link.next() => self.heard(event).await?,
             }
             let (active, pending) = self.pods.counts();
@@ -230,32 +266,47 @@ impl PodManager {
             // Its listeners are in another namespace, so they are not in the way of the new ones.
             Wanted::Replace(old) => self.end(uid.clone(), old, Stop::Now),
         }
-        self.attempt(uid, pod, None).await
+        self.attempt(uid, pod, Before::default()).await
     }
 
-    /// Serves the pod, or has it wait. `before` is why it has waited so far.
-    async fn attempt(&mut self, uid: PodUid, pod: Described, before: Option<&str>) -> Result<(), String> {
+    /// Serves the pod, or has it wait.
+    async fn attempt(&mut self, uid: PodUid, pod: Described, before: Before<'_>) -> Result<(), String> {
         let described = local_workload(&self.shared.mesh.load(), &pod.workload).cloned();
-        match self.start(&pod, described.as_deref()).await {
+        match self.start(&uid, &pod, described.as_deref()).await {
             Ok(run) => {
                 let WorkloadName { namespace, name, service_account } = &pod.workload;
                 tracing::info!(%uid, pod = %format_args!("{namespace}/{name}"), service_account, "pod added");
                 self.events.up(&uid, &pod.workload);
                 let identity = described.as_deref().and_then(|workload| identity_of(&pod.workload, workload));
                 carry_out(&self.shared.certificates, self.identities.pod(run.pod().instance, identity));
-                self.pods.started(uid, pod.netns.id(), Served { pod, run, described });
+                self.pods.started(uid, pod.netns.id(), Served { pod, run, described, doubt: None });
                 Ok(())
             }
             Err(refusal) => Err(self.refuse(uid, pod, &refusal, described, before)),
         }
     }
 
-    async fn start(&self, pod: &Described, described: Option<&Workload>) -> Result<RunningPod, Refusal> {
+    async fn start(
+        &mut self,
+        uid: &PodUid,
+        pod: &Described,
+        described: Option<&Workload>,
+    ) -> Result<RunningPod, Refusal> {
+        let addresses = pod.netns.addresses().map_err(Refusal::Unreadable)?;
         if let Some(workload) = described {
-            ownership::examine(workload, &pod.netns).map_err(Refusal::NotOwned)?;
+            ownership::judge(workload, &addresses)?;
+        }
+        let claimed = self.pods.claim(uid, pod.netns.id());
+        if let Some((old, served)) = claimed.map_err(|other| Refusal::Taken { uid: uid.clone(), other })? {
+            tracing::info!(uid = %old, by = %uid, "pod removed: its network namespace is another pod's now");
+            let ended = served.run.pod().clone();
+            // Its listeners would be in the way.
+            served.run.stop(Stop::Now).await;
+            self.ended(Some((old, ended)));
         }
         let sockets = &self.shared.config.sockets;
         let bound = BoundPod::bind(pod.workload.clone(), Some(pod.netns.clone()), sockets)?;
+        bound.pod().found(addresses);
         Ok(bound.serve(&self.workers).await)
     }
 
@@ -266,36 +317,30 @@ impl PodManager {
         pod: Described,
         refusal: &Refusal,
         described: Option<Arc<Workload>>,
-        before: Option<&str>,
+        before: Before<'_>,
     ) -> String {
         let reason = with_causes(refusal);
         let WorkloadName { namespace, name, .. } = &pod.workload;
-        let contradicted = match refusal {
-            // Said once, not every five seconds.
-            _ if before == Some(&reason) => {
-                tracing::debug!(%uid, pod = %format_args!("{namespace}/{name}"), error = reason, "pod still not served");
-                described.filter(|_| matches!(refusal, Refusal::NotOwned(_)))
-            }
-            Refusal::NotOwned(_) => {
-                tracing::error!(
-                    %uid, pod = %format_args!("{namespace}/{name}"), error = reason, retry_in = ?RETRY_INTERVAL,
-                    "a pod is refused: it would speak under the identity of another"
-                );
-                described
-            }
-            Refusal::Listen(_) => {
-                tracing::warn!(
-                    %uid, pod = %format_args!("{namespace}/{name}"), error = reason, retry_in = ?RETRY_INTERVAL,
-                    "cannot serve a pod"
-                );
-                None
-            }
-        };
-        if matches!(refusal, Refusal::NotOwned(NotOwned::Foreign { .. })) {
+        let (pod_name, retry_in) = (format_args!("{namespace}/{name}"), RETRY_INTERVAL);
+        let is_foreign = matches!(refusal, Refusal::NotOwned(_));
+        // Said once, not every five seconds.
+        if before.reason == Some(&reason) {
+            tracing::debug!(%uid, pod = %pod_name, error = reason, "pod still not served");
+        } else if is_foreign {
+            tracing::error!(
+                %uid, pod = %pod_name, error = reason, ?retry_in,
+                "a pod is refused: it would speak under the identity of another"
+            );
+        } else {
+            tracing::warn!(%uid, pod = %pod_name, error = reason, ?retry_in, "cannot serve a pod");
+        }
+        if is_foreign {
             self.events.count_wrong_namespace();
         }
         self.events.waits(&uid, &pod.workload);
-        self.pods.failed(uid, Waiting { pod, reason: reason.clone(), contradicted }, Instant::now());
+        let contradicted = described.filter(|_| is_foreign);
+        let waiting = Waiting { pod, reason: reason.clone(), contradicted, past: before.past };
+        self.pods.failed(uid, waiting, Instant::now());
         reason
     }
 
@@ -308,67 +353,146 @@ impl PodManager {
         if self.shared.config.node.is_some() {
             carry_out(&self.shared.certificates, self.identities.follow(mesh.local_workloads()));
         }
-        for (uid, workload, error) in self.contradictions(&mesh) {
-            if let Some(served) = self.pods.evict(&uid) {
-                let pod = served.pod.clone();
-                self.end(uid.clone(), served, Stop::Now);
-                self.refuse(uid, pod, &Refusal::NotOwned(error), Some(workload), None);
-            }
-        }
+        self.compare(&mesh, Occasion::MeshChanged);
         let another_description = |waiting: &Waiting| {
             let now = local_workload(&mesh, &waiting.pod.workload);
             waiting.contradicted.is_some() && !is_same(now, waiting.contradicted.as_ref())
         };
-        for (uid, waiting) in self.pods.take_waiting(another_description) {
-            // Failing again puts it back, and has been logged.
-            drop(self.attempt(uid, waiting.pod, Some(&waiting.reason)).await);
-        }
+        let due = self.pods.take_waiting(another_description);
+        self.try_again(due).await;
     }
 
-    /// The served pods whose namespaces the mesh contradicts now. The others have the identity that it gives them.
-    fn contradictions(&mut self, mesh: &Mesh) -> Vec<(PodUid, Arc<Workload>, NotOwned)> {
-        let mut found = Vec::new();
+    /// Compares the served pods with the mesh: those that changed, and those in doubt. Evicts those whose namespaces are
+    /// somebody else's.
+    fn compare(&mut self, mesh: &Mesh, occasion: Occasion) {
+        let mut strangers = Vec::new();
         for (uid, served) in self.pods.running_mut() {
-            let name = &served.pod.workload;
-            let workload = local_workload(mesh, name);
-            if is_same(workload, served.described.as_ref()) {
+            let workload = local_workload(mesh, &served.pod.workload);
+            if served.needs_no_look(mesh, workload, occasion) {
                 continue;
             }
-            let pod = served.run.pod();
-            if let Some(workload) = workload
-                && let Err(error) = pod.check(workload)
-            {
-                found.push((uid.clone(), workload.clone(), error));
-                continue;
+            let standing =
+                workload.map_or(Standing::Fits, |workload| standing_of(served.run.pod(), mesh, workload));
+            match standing {
+                Standing::Fits => {
+                    if served.doubt.take().is_some() {
+                        tracing::info!(%uid, "a pod has its identity again");
+                    }
+                    let identity = workload.and_then(|workload| identity_of(&served.pod.workload, workload));
+                    let changes = self.identities.pod(served.run.pod().instance, identity);
+                    carry_out(&self.shared.certificates, changes);
+                }
+                Standing::Strangers(error) => strangers.push((uid.clone(), workload.cloned(), error)),
+                Standing::Outdated(error) => {
+                    self.events.count_wrong_namespace();
+                    served.withhold(uid, Doubt::Outdated, workload, &error);
+                }
+                Standing::Unreadable(error) => {
+                    served.withhold(uid, Doubt::Unreadable, workload, &Refusal::Unreadable(error));
+                }
             }
-            let identity = workload.and_then(|workload| identity_of(name, workload));
-            carry_out(&self.shared.certificates, self.identities.pod(pod.instance, identity));
             served.described = workload.cloned();
         }
-        found
+        for (uid, workload, error) in strangers {
+            if let Some(served) = self.pods.evict(&uid) {
+                let (pod, before) = (served.pod.clone(), Before { reason: None, past: Past::Evicted });
+                self.end(uid.clone(), served, Stop::Now);
+                self.refuse(uid, pod, &Refusal::NotOwned(error), workload, before);
+            }
+        }
+        let in_doubt = self.pods.running_mut().any(|(_, served)| served.doubt.is_some());
+        let due = self.look_at.filter(|_| occasion == Occasion::MeshChanged);
+        self.look_at = in_doubt.then(|| due.unwrap_or_else(|| Instant::now() + RETRY_INTERVAL));
     }
 
     async fn retry(&mut self) {
-        for (uid, waiting) in self.pods.take_waiting(|_| true) {
+        let due = self.pods.take_waiting(|_| true);
+        self.try_again(due).await;
+    }
+
+    async fn try_again(&mut self, due: Vec<(PodUid, Waiting)>) {
+        for (uid, Waiting { pod, reason, past, .. }) in due {
             // Failing again puts it back, and has been logged.
-            drop(self.attempt(uid, waiting.pod, Some(&waiting.reason)).await);
+            drop(self.attempt(uid, pod, Before { reason: Some(&reason), past }).await);
         }
     }
 
     /// Stops a pod's proxy in the background.
     fn end(&mut self, uid: PodUid, served: Served, how: Stop) {
         self.stopping.spawn(async move {
-            let instance = served.run.pod().instance;
+            let pod = served.run.pod().clone();
             served.run.stop(how).await;
-            (uid, instance)
+            (uid, pod)
         });
     }
 
-    /// A proxy has ended: only now, that none of its connections can ask for it, is its certificate given up.
-    fn ended(&mut self, ended: Option<(PodUid, PodInstance)>) {
-        let Some((uid, instance)) = ended else { return };
+    /// A proxy has ended: only now, that none of its connections can ask for them, are its certificates given up.
+    fn ended(&mut self, ended: Option<(PodUid, Arc<Pod>)>) {
+        let Some((uid, pod)) = ended else { return };
         self.events.down(&uid);
-        carry_out(&self.shared.certificates, self.identities.pod(instance, None));
+        let certificates = &self.shared.certificates;
+        let WorkloadName { namespace, service_account, .. } = &pod.workload;
+        let is_its = |identity: &SpiffeId| {
+            *identity.namespace() == **namespace && *identity.service_account() == **service_account
+        };
+        let asked = certificates.identities().into_iter().map(|(identity, _)| identity).filter(is_its);
+        carry_out(certificates, self.identities.ended(pod.instance, asked));
+    }
+}
+
+/// What is known of a pod that is about to be tried.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before<'a> {
+    /// Why it has waited so far, in the words of the log.
+    reason: Option<&'a str>,
+    past: Past,
+}
+
+impl Served {
+    /// Whether it has been compared with `workload`, and comparing again now would tell nothing. A pod in doubt is looked
+    /// at when that is due, not each time that anything changes in the mesh, unless its namespace may be another's now.
+    fn needs_no_look(&self, mesh: &Mesh, workload: Option<&Arc<Workload>>, occasion: Occasion) -> bool {
+        if !is_same(workload, self.described.as_ref()) {
+            return false;
+        }
+        match (self.doubt, occasion, workload) {
+            (None, ..) => true,
+            (Some(_), Occasion::LookAgain, _) | (Some(_), _, None) => false,
+            (Some(_), Occasion::MeshChanged, Some(workload)) => {
+                !ownership::is_anothers(mesh, workload, &self.run.pod().addresses())
+            }
+        }
+    }
+
+    /// The data path gives the pod no identity as long as the addresses noted do not fit. Says so, once.
+    fn withhold(
+        &mut self,
+        uid: &PodUid,
+        doubt: Doubt,
+        workload: Option<&Arc<Workload>>,
+        error: &(dyn std::error::Error + 'static),
+    ) {
+        let is_known = self.doubt == Some(doubt) && is_same(workload, self.described.as_ref());
+        self.doubt = Some(doubt);
+        if is_known {
+            return;
+        }
+        let WorkloadName { namespace, name, .. } = &self.pod.workload;
+        tracing::error!(
+            %uid, pod = %format_args!("{namespace}/{name}"), error = with_causes(error), look_again_in = ?RETRY_INTERVAL,
+            "a pod has no identity for new connections: it is not known to be the workload that the mesh describes"
+        );
+    }
+}
+
+/// Judges by what was found last in the pod's namespace; by a look at it only when that does not fit.
+fn standing_of(pod: &Pod, mesh: &Mesh, workload: &Workload) -> Standing {
+    if pod.check(workload).is_ok() {
+        return Standing::Fits;
+    }
+    match pod.look() {
+        Ok(found) => ownership::standing(mesh, workload, Ok(&found)),
+        Err(error) => ownership::standing(mesh, workload, Err(error)),
     }
 }
 

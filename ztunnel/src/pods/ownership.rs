@@ -2,7 +2,8 @@
 //!
 //! The node agent says which pod a namespace belongs to, and the control plane which addresses that pod has. Where the
 //! two contradict each other, somebody is mistaken, and whoever sits in the namespace would speak under another's
-//! identity. So such a pod is not served.
+//! identity. So such a pod is not served. One that is served already, in a namespace with nobody else's addresses, is
+//! denied its identity until the two agree, and keeps the connections that it has.
 //!
 //! This guards against mistakes: a descriptor that went with the wrong name, a namespace that has changed hands, a
 //! description that is out of date. It is no defence against a pod that may give itself addresses.
@@ -15,30 +16,58 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
-use redirect::Netns;
-
+use crate::state::Mesh;
 use crate::state::model::{NetworkMode, Workload};
 
-/// The namespace is not known to be the workload's, and should be.
+/// The namespace has none of the workload's addresses.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NotOwned {
-    /// It has none of the workload's addresses.
-    #[error(
-        "the network namespace is not the one of {workload}: its addresses are {}, those of the workload are {}",
-        List(namespace),
-        List(described)
-    )]
-    Foreign {
-        /// The workload's uid.
-        workload: Box<str>,
-        /// What the namespace has.
-        namespace: Box<[IpAddr]>,
-        /// What the workload should have.
-        described: Box<[IpAddr]>,
-    },
-    /// Its addresses cannot be read.
-    #[error("the addresses in the network namespace cannot be read")]
-    Unreadable(#[source] io::Error),
+#[error(
+    "the network namespace is not the one of {workload}: its addresses are {}, those of the workload are {}",
+    List(namespace),
+    List(described)
+)]
+pub(crate) struct NotOwned {
+    /// The workload's uid.
+    workload: Box<str>,
+    /// What the namespace has.
+    namespace: Box<[IpAddr]>,
+    /// What the workload should have.
+    described: Box<[IpAddr]>,
+}
+
+/// How a pod that is served stands to what the mesh says of it.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// Its namespace can be that of the workload.
+    Fits,
+    /// Its namespace is somebody else's: one of the addresses is another workload's.
+    Strangers(NotOwned),
+    /// Its namespace does not fit, and is nobody else's either: the description is outdated or wrong.
+    Outdated(NotOwned),
+    /// Its addresses cannot be read, and those that were read last do not fit.
+    Unreadable(io::Error),
+}
+
+/// The standing of a pod whose namespace turned out to have the addresses `found`.
+///
+/// The difference matters because a pod that is served has connections: one wrong description must not cut them all, and
+/// neither must a descriptor that could not be had for a moment.
+pub(crate) fn standing(mesh: &Mesh, workload: &Workload, found: io::Result<&[IpAddr]>) -> Standing {
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return Standing::Unreadable(error),
+    };
+    match judge(workload, found) {
+        Ok(()) => Standing::Fits,
+        Err(error) if is_anothers(mesh, workload, found) => Standing::Strangers(error),
+        Err(error) => Standing::Outdated(error),
+    }
+}
+
+/// Whether one of these addresses is, in the mesh, that of a workload other than `workload`.
+pub(crate) fn is_anothers(mesh: &Mesh, workload: &Workload, addresses: &[IpAddr]) -> bool {
+    let owner = |address: &IpAddr| mesh.workload_by_address(&workload.network, *address);
+    addresses.iter().filter_map(owner).any(|owner| owner.uid != workload.uid)
 }
 
 /// Whether a namespace with these addresses can be that of `workload`: they have an address in common, or the workload
@@ -54,28 +83,32 @@ pub(crate) fn judge(workload: &Workload, namespace: &[IpAddr]) -> Result<(), Not
         return Ok(());
     }
     let (workload, namespace, described) = ((&*workload.uid).into(), namespace.into(), described.into());
-    Err(NotOwned::Foreign { workload, namespace, described })
+    Err(NotOwned { workload, namespace, described })
 }
 
-/// Judges by the addresses that `netns` has now, and returns them. A few system calls.
-pub(crate) fn examine(workload: &Workload, netns: &Netns) -> Result<Vec<IpAddr>, NotOwned> {
-    let addresses = netns.addresses().map_err(NotOwned::Unreadable)?;
-    judge(workload, &addresses).map(|()| addresses)
-}
-
-/// Addresses for a message: `none`, or with commas between them.
+/// Addresses for a message: `none`, or with commas between them. Of many, the first [`MOST_LISTED`] and how many more.
 struct List<'a>(&'a [IpAddr]);
 
 impl fmt::Display for List<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((first, rest)) = self.0.split_first() else { return f.write_str("none") };
+        let (listed, others) = self.0.split_at(self.0.len().min(MOST_LISTED));
+        let Some((first, rest)) = listed.split_first() else { return f.write_str("none") };
         write!(f, "{first}")?;
-        rest.iter().try_for_each(|address| write!(f, ", {address}"))
+        rest.iter().try_for_each(|address| write!(f, ", {address}"))?;
+        match others.len() {
+            0 => Ok(()),
+            others => write!(f, " and {others} more"),
+        }
     }
 }
 
+/// The addresses that a message shows.
+const MOST_LISTED: usize = 8;
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn addresses(list: &[&str]) -> Vec<IpAddr> {
@@ -104,7 +137,7 @@ mod tests {
     fn a_namespace_with_other_addresses_or_none_is_not_the_workloads() {
         for namespace in [&[][..], &["10.0.0.2"], &["10.0.0.2", "fd00::2"]] {
             let error = judge(&workload(&["10.0.0.1", "fd00::1"]), &addresses(namespace)).unwrap_err();
-            assert!(matches!(error, NotOwned::Foreign { .. }), "{namespace:?}");
+            assert_eq!(*error.namespace, *addresses(namespace));
         }
     }
 
@@ -131,5 +164,28 @@ mod tests {
         }
         let error = judge(&workload(&["10.0.0.1"]), &[]).unwrap_err();
         assert!(error.to_string().contains("its addresses are none"), "{error}");
+    }
+    #[test]
+    fn a_refusal_shows_a_few_addresses_of_many() {
+        let many: Vec<_> = (0..64).map(|last| IpAddr::from([10, 1, 0, last])).collect();
+        let text = judge(&workload(&["10.0.0.1"]), &many).unwrap_err().to_string();
+        assert!(text.contains("10.1.0.7 and 56 more,") && !text.contains("10.1.0.8"), "{text}");
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_read_is_nobody_elses_as_far_as_is_known() {
+        let mut mesh = Mesh::new(None);
+        let other = Workload { uid: "c//Pod/n/q".into(), ..workload(&["10.0.0.2"]) };
+        mesh.upsert_workload(Arc::new(other));
+        let pod = workload(&["10.0.0.1"]);
+        let stands = |found: io::Result<&[&str]>| {
+            let found = found.map(addresses);
+            standing(&mesh, &pod, found.as_deref().map_err(|error| error.kind().into()))
+        };
+        assert!(matches!(stands(Err(io::ErrorKind::Other.into())), Standing::Unreadable(_)));
+        assert!(matches!(stands(Ok(&["10.0.0.2", "10.0.0.1"])), Standing::Fits));
+        assert!(matches!(stands(Ok(&["10.0.0.9", "10.0.0.2"])), Standing::Strangers(_)));
+        assert!(matches!(stands(Ok(&["10.0.0.9"])), Standing::Outdated(_)));
+        assert!(matches!(stands(Ok(&[])), Standing::Outdated(_)));
     }
 }

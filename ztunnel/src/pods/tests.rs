@@ -92,9 +92,13 @@ impl Scene {
 
     /// A pod that takes no tunnel, so that nothing but serving it takes a certificate.
     fn describe(&self, trust_domain: &str, address: &str) {
+        self.describe_named("p", trust_domain, address);
+    }
+
+    fn describe_named(&self, name: &str, trust_domain: &str, address: &str) {
         let workload = Workload {
-            uid: "c//Pod/n/p".into(),
-            name: "p".into(),
+            uid: format!("c//Pod/n/{name}").into(),
+            name: name.into(),
             namespace: "n".into(),
             service_account: "s".into(),
             trust_domain: trust_domain.into(),
@@ -216,7 +220,10 @@ fn a_pod_in_anothers_namespace_is_not_served_until_the_contradiction_is_gone() {
         assert!(reason.contains("10.0.0.1") && reason.contains("10.0.0.9"), "{reason}");
         agent.snapshot_sent().await.unwrap();
         assert_eq!(scene.states(), [PodState::Pending]);
-        assert!(scene.identities().is_empty(), "asked for a certificate of somebody else");
+        assert!(
+            scene.identities().is_empty(),
+            "it takes no tunnel, so only serving it would ask for its certificate"
+        );
         assert_eq!(scene.events.wrong_namespace(), 1);
         assert_eq!(scene.readiness.pending(), ["pods"]);
         drop(occupy(&netns));
@@ -227,7 +234,8 @@ fn a_pod_in_anothers_namespace_is_not_served_until_the_contradiction_is_gone() {
         scene.until("ready", |scene| scene.readiness.pending().is_empty()).await;
         assert_eq!(scene.identities(), ["spiffe://td/ns/n/sa/s"]);
 
-        // A description that fits no more stops it.
+        // A description that fits no more, while its address is another's, stops it.
+        scene.describe_named("q", "td", "10.0.0.1");
         scene.describe("td", "10.0.0.8");
         scene.until("stopped", |scene| scene.states() == [PodState::Pending]).await;
         scene.until("gone", |scene| scene.events.stopped() == 1 && scene.identities().is_empty()).await;
@@ -247,6 +255,7 @@ fn a_pod_learnt_of_later_is_stopped_when_its_namespace_is_anothers() {
     Scene::run(async |scene| {
         let mut agent = scene.greet().await;
         agent.add("u", &info(), &netns).await.unwrap();
+        scene.describe_named("q", "td", "10.0.0.1");
         scene.describe("td", "10.0.0.9");
         scene.until("stopped", |scene| scene.events.stopped() == 1).await;
         assert_eq!(scene.states(), [PodState::Pending]);
@@ -255,6 +264,93 @@ fn a_pod_learnt_of_later_is_stopped_when_its_namespace_is_anothers() {
         assert!(scene.states().is_empty());
         agent.snapshot_sent().await.unwrap();
         scene.until("ready", |scene| scene.readiness.pending().is_empty()).await;
+    });
+}
+
+#[test]
+fn a_served_pod_with_an_outdated_description_is_kept_until_its_namespace_is_known_to_be_anothers() {
+    let Some(netns) = namespace("10.0.0.1") else { return };
+    Scene::run(async |scene| {
+        scene.describe("td", "10.0.0.1");
+        let mut agent = scene.greet().await;
+        agent.add("u", &info(), &netns).await.unwrap();
+        agent.snapshot_sent().await.unwrap();
+        scene.describe("new", "10.0.0.8");
+        scene.until("noticed", |scene| scene.events.wrong_namespace() >= 1).await;
+        let served = |scene: &Scene| scene.events.stopped() == 0 && scene.states() == [PodState::Up];
+        assert!(served(scene));
+        assert_eq!(scene.identities(), ["spiffe://td/ns/n/sa/s"], "its connections go on");
+        // Looked at again without any change of the mesh.
+        give(&netns, "10.0.0.8");
+        scene.until("looked at again", |scene| scene.identities() == [NEW]).await;
+        let noticed = scene.events.wrong_namespace();
+        // Its own description stays as it is, and another workload turns out to be in the namespace.
+        scene.describe("td", "10.0.0.7");
+        scene.until("noticed again", |scene| scene.events.wrong_namespace() > noticed).await;
+        assert!(served(scene));
+        scene.describe_named("q", "td", "10.0.0.1");
+        scene.until("evicted", |scene| scene.states() == [PodState::Pending]).await;
+        scene.until("stopped", |scene| scene.events.stopped() == 1).await;
+    });
+}
+
+#[test]
+fn an_evicted_pod_that_the_agent_confirms_after_it_was_away_is_served_once_the_mesh_is_corrected() {
+    let Some(netns) = namespace("10.0.0.1") else { return };
+    Scene::run(async |scene| {
+        let mut agent = scene.greet().await;
+        agent.add("u", &info(), &netns).await.unwrap();
+        agent.snapshot_sent().await.unwrap();
+        scene.describe_named("q", "td", "10.0.0.1");
+        scene.describe("td", "10.0.0.9");
+        scene.until("evicted", |scene| scene.states() == [PodState::Pending]).await;
+        scene.until("stopped", |scene| scene.events.stopped() == 1).await;
+        drop(agent);
+        let mut agent = scene.greet().await;
+        agent.keep("u").await.unwrap();
+        agent.snapshot_sent().await.unwrap();
+        assert_eq!(scene.states(), [PodState::Pending]);
+        scene.describe("td", "10.0.0.1");
+        scene.until("served", |scene| scene.states() == [PodState::Up]).await;
+    });
+}
+
+#[test]
+fn two_pods_in_one_namespace_are_not_both_served_and_one_made_again_takes_over() {
+    let Some(netns) = namespace("10.0.0.1") else { return };
+    Scene::run(async |scene| {
+        let mut agent = scene.greet().await;
+        agent.add("first", &info(), &netns).await.unwrap();
+        let Err(PeerError::Refused(reason)) = agent.add("second", &info(), &netns).await else {
+            panic!("two proxies share the ports of one namespace")
+        };
+        assert!(reason.contains("first") && reason.contains("second"), "{reason}");
+        assert_eq!((scene.events.started(), scene.events.stopped()), (1, 0));
+        drop(agent);
+        let mut agent = scene.greet().await;
+        agent.add("second", &info(), &netns).await.unwrap();
+        assert_eq!((scene.events.started(), scene.events.stopped()), (2, 1));
+        agent.snapshot_sent().await.unwrap();
+        assert_eq!(scene.events.snapshot()[0].0, "second".into());
+        scene.until("ready", |scene| scene.readiness.pending().is_empty()).await;
+    });
+}
+
+#[test]
+fn an_identity_that_a_late_connection_asked_for_again_is_given_up_with_the_pod() {
+    let Some(netns) = namespace("10.0.0.1") else { return };
+    Scene::run(async |scene| {
+        scene.describe("old", "10.0.0.1");
+        let mut agent = scene.greet().await;
+        agent.add("u", &info(), &netns).await.unwrap();
+        agent.snapshot_sent().await.unwrap();
+        scene.describe("new", "10.0.0.1");
+        scene.until("changed", |scene| scene.identities() == [NEW]).await;
+        // As a connection does that was classified before.
+        scene.shared.certificates.prefetch(&SpiffeId::new("old", "n", "s").unwrap());
+        assert_eq!(scene.identities().len(), 2);
+        agent.delete("u").await.unwrap();
+        scene.until("given up", |scene| scene.identities().is_empty()).await;
     });
 }
 

@@ -54,10 +54,12 @@ pub(crate) enum ClassifyError {
     Unresolved(Arc<str>),
 }
 
-/// The workload that the pod is, as soon as the mesh knows it.
+/// The workload that the pod is, as soon as the mesh knows it. Nothing is decided on behalf of one that the pod's network
+/// namespace is not.
 pub(crate) async fn local_workload(pod: &LocalPod) -> Result<Arc<Workload>, ClassifyError> {
     let name = &pod.pod.workload;
-    pod.worker
+    let workload = pod
+        .worker
         .shared()
         .mesh
         .wait_for_workload(&name.name, &name.namespace, &name.service_account, WORKLOAD_PATIENCE)
@@ -65,7 +67,9 @@ pub(crate) async fn local_workload(pod: &LocalPod) -> Result<Arc<Workload>, Clas
         .ok_or_else(|| ClassifyError::UnknownWorkload {
             namespace: name.namespace.clone(),
             name: name.name.clone(),
-        })
+        })?;
+    pod.pod.check(&workload).map_err(super::pod::NoIdentity::from)?;
+    Ok(workload)
 }
 
 /// Where a connection goes that the pod's application opened.

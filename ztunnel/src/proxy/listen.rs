@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use redirect::Netns;
-use redirect::socket::{ListenError, ListenOptions, Listening, original_destination};
+use redirect::socket::{DEFAULT_BACKLOG, ListenError, ListenOptions, Listening, original_destination};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::accept::{Accepted, KeepSource, Listener};
 use super::classify::ClassifyError;
-use super::pod::LocalPod;
+use super::pod::{LocalPod, Stop};
 use super::report::{Direction, deny_early};
 use super::task_set::Place;
 use super::{inbound_tunnel, outbound, passthrough};
@@ -47,7 +47,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// Pause before a listener that broke is bound again.
 const REBIND_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts until the pod drains; then takes what is queued and closes. A listener that somebody destroys is bound again.
+/// Accepts until the pod ends; then takes what is queued, if that may finish, and closes. A listener that somebody destroys is bound again.
 pub(crate) async fn listen(pod: Rc<LocalPod>, binding: Binding, listening: Listening, _place: Place) {
     let mut draining = pin!(pod.draining());
     let mut listening = listening;
@@ -130,8 +130,7 @@ impl Door {
     /// Takes what the kernel has queued, so that closing the listener resets nobody who is connected already.
     fn take_queued(&self, socket: TcpListener) {
         let Ok(socket) = socket.into_std() else { return };
-        // Any error, and above all that nothing is queued, is the end.
-        while let Ok((stream, peer)) = socket.accept() {
+        for (stream, peer) in queued(&socket, worth_taking(self.pod.ending())) {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
                 self.dispatch(stream, peer);
@@ -162,6 +161,24 @@ impl Door {
             }
         });
     }
+}
+
+/// How many queued connections are taken as a pod ends. As many as there may be, but not without end: others may arrive
+/// as fast as they are taken, and this thread has other pods. None at all when they would be cut right away.
+fn worth_taking(ending: Option<Stop>) -> usize {
+    match ending {
+        Some(Stop::Now) => 0,
+        Some(Stop::Drain(_)) | None => DEFAULT_BACKLOG as usize,
+    }
+}
+
+/// The first `most` connections that wait on a socket that does not block. Any error, and above all that none waits, is
+/// the end.
+fn queued(
+    socket: &std::net::TcpListener,
+    most: usize,
+) -> impl Iterator<Item = (std::net::TcpStream, SocketAddr)> {
+    std::iter::from_fn(|| socket.accept().ok()).take(most)
 }
 
 /// Whose trouble a failure to accept is.
@@ -231,4 +248,24 @@ fn addresses(
         Listener::Outbound | Listener::Plaintext => canonical(original_destination(stream, peer)?.address()),
     };
     Ok((local, destination))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_closing_listener_takes_a_backlog_and_no_more_and_nothing_that_would_be_cut_at_once() {
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let clients = [(); 5].map(|()| TcpStream::connect(socket.local_addr().unwrap()).unwrap());
+        assert_eq!(queued(&socket, worth_taking(Some(Stop::Now))).count(), 0);
+        assert_eq!(queued(&socket, 3).count(), 3, "others still wait");
+        let most = worth_taking(Some(Stop::Drain(Duration::ZERO)));
+        assert_eq!(most, DEFAULT_BACKLOG as usize);
+        assert_eq!(queued(&socket, most).count(), 2);
+        drop(clients);
+    }
 }

@@ -32,7 +32,7 @@ mod task_set;
 mod tunnel;
 
 pub(crate) use accept::Listener;
-pub(crate) use pod::{LocalPod, PodInstance, Stop};
+pub(crate) use pod::{LocalPod, Pod, PodInstance, Stop};
 pub(crate) use run::{BoundPod, RunningPod};
 
 #[cfg(test)]

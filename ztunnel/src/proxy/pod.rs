@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ pub(crate) struct Pod {
     pub(crate) netns: Option<Netns>,
     /// Options of the connections made on its behalf.
     pub(crate) connect: ConnectOptions,
-    /// The addresses in `netns` when they were looked at last.
+    /// The addresses in `netns` when they were looked at last. Written by the control thread, judged by on every thread.
     addresses: ArcSwap<Vec<IpAddr>>,
 }
 
@@ -56,15 +57,33 @@ impl Pod {
         Self { instance: PodInstance::next(), workload, netns, connect, addresses: ArcSwap::default() }
     }
 
-    /// Whether its namespace can be that of the workload that the mesh describes. Costs a few comparisons; the namespace
-    /// is looked at, with a few system calls, when what is known of it does not fit.
+    /// Whether its namespace can be that of the workload that the mesh describes, by the addresses that were found there
+    /// last. A few comparisons: how long a look at the namespace takes is up to the pod, so workers never do that.
     pub(crate) fn check(&self, workload: &Workload) -> Result<(), NotOwned> {
         // A proxy in the pod itself is where it is.
-        let Some(netns) = &self.netns else { return Ok(()) };
-        if ownership::judge(workload, &self.addresses.load()).is_err() {
-            self.addresses.store(Arc::new(ownership::examine(workload, netns)?));
+        if self.netns.is_none() {
+            return Ok(());
         }
-        Ok(())
+        ownership::judge(workload, &self.addresses.load())
+    }
+
+    /// Notes the addresses that are in the namespace.
+    pub(crate) fn found(&self, addresses: Vec<IpAddr>) {
+        self.addresses.store(Arc::new(addresses));
+    }
+
+    /// The addresses that were found in the namespace last.
+    pub(crate) fn addresses(&self) -> Arc<Vec<IpAddr>> {
+        self.addresses.load_full()
+    }
+
+    /// Looks into the namespace, notes which addresses it has, and returns them. When that fails, what was found last
+    /// stays noted. For the control thread.
+    pub(crate) fn look(&self) -> io::Result<Arc<Vec<IpAddr>>> {
+        if let Some(netns) = &self.netns {
+            self.found(netns.addresses()?);
+        }
+        Ok(self.addresses())
     }
 }
 
@@ -100,7 +119,8 @@ pub(crate) struct LocalPod {
     listeners: Rc<TaskSet>,
     /// The tunnels' own work.
     drivers: Rc<TaskSet>,
-    draining: watch::Sender<bool>,
+    /// How the pod is being ended, once it is.
+    ending: watch::Sender<Option<Stop>>,
     /// Cloned for each connection that waits for the control plane.
     asking: Rc<()>,
     /// Who the pod was last.
@@ -118,7 +138,7 @@ impl LocalPod {
             connections: Rc::default(),
             listeners: Rc::default(),
             drivers: Rc::default(),
-            draining: watch::Sender::new(false),
+            ending: watch::Sender::default(),
             asking: Rc::default(),
             identity: RefCell::default(),
             baggage: RefCell::default(),
@@ -189,22 +209,28 @@ impl LocalPod {
 
     /// Resolves once the pod has begun to drain.
     pub(crate) fn draining(&self) -> impl Future<Output = ()> + 'static {
-        let mut draining = self.draining.subscribe();
+        let mut ending = self.ending.subscribe();
         async move {
             // The sender lives as long as any connection of the pod.
-            drop(draining.wait_for(|draining| *draining).await);
+            drop(ending.wait_for(Option::is_some).await);
         }
     }
 
-    /// Ends the accept loops. They take what the kernel has queued for them first.
-    pub(crate) async fn close_listeners(&self) {
-        self.draining.send_replace(true);
+    /// How the pod is being ended, once it is.
+    pub(super) fn ending(&self) -> Option<Stop> {
+        *self.ending.borrow()
+    }
+
+    /// Ends the accept loops, because the pod is about to `stop` that way. If it drains, they take what the kernel has
+    /// queued for them first.
+    pub(crate) async fn close_listeners(&self, stop: Stop) {
+        self.ending.send_replace(Some(stop));
         self.listeners.ended().await;
     }
 
     /// Ends everything else, and returns when nothing is left.
     pub(crate) async fn stop(&self, stop: Stop) {
-        self.draining.send_replace(true);
+        self.ending.send_replace(Some(stop));
         if let Stop::Drain(deadline) = stop {
             let deadline = Instant::now() + deadline;
             drop(tokio::time::timeout_at(deadline, self.connections.ended()).await);
@@ -240,5 +266,27 @@ fn describe(workload: &Workload) -> Baggage<'_> {
         version: present(&workload.canonical_revision),
         region: present(&workload.locality.region),
         zone: present(&workload.locality.zone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_judged_by_what_was_found_last_and_not_by_looking_again() {
+        let Ok(netns) = Netns::create() else { return };
+        let pod = Pod::new(WorkloadName::default(), Some(netns), ConnectOptions::default());
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let workload = Workload { addresses: [address].into(), ..Workload::default() };
+        assert!(pod.check(&workload).is_err(), "nothing was found");
+        // The namespace has no address: whoever looked would find that this is wrong.
+        pod.found(vec![address]);
+        assert!(pod.check(&workload).is_ok());
+        let other = Workload { addresses: [IpAddr::from([10, 0, 0, 2])].into(), ..Workload::default() };
+        assert!(pod.check(&other).is_err());
+        assert!(pod.check(&workload).is_ok(), "a misfit has nobody look");
+        assert!(pod.look().unwrap().is_empty());
+        assert!(pod.check(&workload).is_err());
     }
 }

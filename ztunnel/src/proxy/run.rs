@@ -70,6 +70,11 @@ impl BoundPod {
         Ok(Self { pod: Arc::new(pod), listeners })
     }
 
+    /// Whose sockets they are.
+    pub(crate) fn pod(&self) -> &Pod {
+        &self.pod
+    }
+
     /// Starts to accept connections.
     pub(crate) async fn serve(self, workers: &Arc<[WorkerHandle]>) -> RunningPod {
         static NEXT_HOME: AtomicUsize = AtomicUsize::new(0);
@@ -94,7 +99,7 @@ impl BoundPod {
 
 impl RunningPod {
     /// Whose proxy it is.
-    pub(crate) fn pod(&self) -> &Pod {
+    pub(crate) fn pod(&self) -> &Arc<Pod> {
         &self.pod
     }
 
@@ -105,7 +110,7 @@ impl RunningPod {
         let closing = self.workers[self.home].run(move |worker| {
             let Some(pod) = worker.pod(instance) else { return };
             tokio::task::spawn_local(async move {
-                pod.close_listeners().await;
+                pod.close_listeners(stop).await;
                 let _ = closed.send(());
             });
         });

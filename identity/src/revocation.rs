@@ -39,7 +39,7 @@ impl Revocations {
     }
 
     /// What the file at `path` revokes. Reads it before returning (blocking), so that the first handshake knows it;
-    /// changes are seen while the driver runs. A file that is missing or bad revokes nothing until there is a good one.
+    /// changes are seen while the driver runs, once they have settled for two seconds. A file that is missing or bad revokes nothing until there is a good one.
     pub fn watch_file(path: impl Into<PathBuf>) -> (Self, RevocationDriver) {
         let shared = Arc::new(Shared::default());
         (Self { shared: Some(shared.clone()) }, RevocationDriver::new(shared, path.into()))

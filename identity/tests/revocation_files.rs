@@ -7,6 +7,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use identity::{CrlSet, Revocations, Tls, TlsOptions, WorkloadCertificate};
 use proptest::prelude::*;
@@ -53,6 +54,58 @@ async fn a_bad_file_changes_nothing_and_a_good_one_later_does() {
     fs::write(&lists.path, &cut).unwrap();
     lists.settled().await;
     refused_by_server(&other, &server);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_being_rewritten_unrevokes_nobody_meanwhile() {
+    let root = Authority::root("root");
+    let client = root.workload(CLIENT);
+    let list = root.crl(&[leaf(&client)]);
+    let lists = Lists::starting_with(Some(&list));
+    let server = root.workload_using(SERVER, &lists.tls());
+    lists.settled().await;
+    // Truncated, and cut where one list ends: both are whole files of lists, and neither names the client.
+    for step in 0..20 {
+        let cut = if step % 2 == 0 { String::new() } else { root.crl(&[]) };
+        fs::write(&lists.path, cut).unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        refused_by_server(&client, &server);
+    }
+    fs::write(&lists.path, &list).unwrap();
+    lists.settled().await;
+    refused_by_server(&client, &server);
+    lists.write(&[]);
+    lists.settled().await;
+    connect(&client, &server, &[SERVER]).succeeded();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mounted_config_map_that_is_turned_again_and_again_counts_when_it_rests() {
+    let root = Authority::root("root");
+    let client = root.workload(CLIENT);
+    let mount = tempfile::tempdir().unwrap();
+    for (name, contents) in [("..full", root.crl(&[leaf(&client)])), ("..bare", String::new())] {
+        fs::create_dir(mount.path().join(name)).unwrap();
+        fs::write(mount.path().join(name).join("ca-crl.pem"), contents).unwrap();
+    }
+    let turn = |name: &str| {
+        symlink(name, mount.path().join("..data_tmp")).unwrap();
+        fs::rename(mount.path().join("..data_tmp"), mount.path().join("..data")).unwrap();
+    };
+    turn("..full");
+    symlink("..data/ca-crl.pem", mount.path().join("ca-crl.pem")).unwrap();
+    let (revocations, driver) = Revocations::watch_file(mount.path().join("ca-crl.pem"));
+    let driver = tokio::spawn(driver.run(std::future::pending()));
+    let server = root.workload_using(SERVER, &Tls::new(TlsOptions::default()).with_revocations(revocations));
+    for step in 0..20 {
+        turn(if step % 2 == 0 { "..bare" } else { "..full" });
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        refused_by_server(&client, &server);
+    }
+    turn("..bare");
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    connect(&client, &server, &[SERVER]).succeeded();
+    driver.abort();
 }
 
 #[tokio::test(start_paused = true)]

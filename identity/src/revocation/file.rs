@@ -1,26 +1,15 @@
 //! The file with the lists, followed as it changes.
-//!
-//! Its metadata is compared every two seconds. That needs no notification from the kernel, of which there is none on some
-//! file systems and for a file that is not there yet, and it sees what is behind symbolic links: Kubernetes replaces a
-//! mounted ConfigMap by turning the link `..data` to another folder.
 
-use std::fs::{self, File, Metadata};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::panic::{UnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use thiserror::Error;
-use tokio::time::{MissedTickBehavior, interval};
-use tracing::{info, warn};
+use tokio::task::spawn_blocking;
+use tracing::{error, info, warn};
 
 use super::{CrlError, CrlSet, Shared};
-
-/// How often the file is looked at.
-const POLL: Duration = Duration::from_secs(2);
+use crate::FileFollower;
 
 /// The longest file read: some millions of revoked certificates. A ConfigMap holds a mebibyte.
 const LONGEST_FILE: u64 = 64 << 20;
@@ -29,39 +18,50 @@ const LONGEST_FILE: u64 = 64 << 20;
 /// stays in force.
 pub struct RevocationDriver {
     shared: Arc<Shared>,
-    path: PathBuf,
-    follower: Follower,
+    file: FileFollower,
+    parse: Parse,
 }
+
+type Parse = fn(&[u8]) -> Result<CrlSet, CrlError>;
 
 impl RevocationDriver {
     pub(super) fn new(shared: Arc<Shared>, path: PathBuf) -> Self {
-        let mut driver = Self { shared, path, follower: Follower::default() };
-        if driver.follower.is_due(stamp(&driver.path)) {
-            driver.finish(load(&driver.path));
+        let mut driver = Self::of(shared, path, CrlSet::from_file);
+        match driver.file.read_now() {
+            Ok(contents) => driver.finish(Parsed::of(driver.parse, &contents)),
+            Err(error) => driver.complain(&error),
         }
         driver
     }
 
+    fn of(shared: Arc<Shared>, path: PathBuf, parse: Parse) -> Self {
+        Self { shared, file: FileFollower::new(path, LONGEST_FILE), parse }
+    }
+
     /// Follows the file until `shutdown` completes. Dropping the future does the same.
     ///
-    /// Reads and parses on the runtime's blocking threads, so other tasks do not wait for a large file.
+    /// A list is in force between two and four seconds after it was written: a file that may still be changing is not
+    /// taken, since half a file of lists could revoke nobody. Reads and parses on the runtime's blocking threads, so other
+    /// tasks do not wait for a large file.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
-        let mut poll = interval(POLL);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let read = tokio::select! {
+                () = &mut shutdown => return,
+                read = self.file.changed() => read,
+            };
+            let contents = match read {
+                Ok(contents) => contents,
+                Err(error) => {
+                    self.complain(&error);
+                    continue;
+                }
+            };
+            let parse = self.parse;
             tokio::select! {
                 () = &mut shutdown => return,
-                () = async { _ = poll.tick().await } => {}
-            }
-            let path = self.path.clone();
-            if !self.follower.is_due(stamp(&path)) {
-                continue;
-            }
-            tokio::select! {
-                () = &mut shutdown => return,
-                loaded = tokio::task::spawn_blocking(move || load(&path)) => match loaded {
-                    Ok(loaded) => self.finish(loaded),
+                parsed = spawn_blocking(move || Parsed::of(parse, &contents)) => match parsed {
+                    Ok(parsed) => self.finish(parsed),
                     // The runtime is shutting down.
                     Err(_) => return,
                 },
@@ -69,136 +69,74 @@ impl RevocationDriver {
         }
     }
 
-    /// Takes a good file into use. Of a bad one, or of none, it says so once and leaves in force what is.
-    fn finish(&mut self, loaded: Loaded) {
-        if !self.follower.is_news(loaded.digest()) {
-            return;
-        }
-        let path = self.path.display();
-        match loaded {
-            Loaded::Contents(_, Ok(crls)) => {
+    /// Takes good lists into use. Bad ones leave in force what is.
+    fn finish(&self, parsed: Parsed) {
+        let path = self.file.path().display();
+        match parsed {
+            Parsed::Lists(Ok(crls)) => {
                 info!(%path, lists = crls.len(), "certificate revocation lists taken into use");
                 self.shared.publish(crls);
             }
-            Loaded::Contents(_, Err(error)) => {
+            Parsed::Lists(Err(error)) => {
                 let error = &error as &dyn std::error::Error;
                 warn!(%path, error, "the file of revocation lists is bad; what was read before stays in force");
             }
-            Loaded::Unreadable(error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(%path, error, "no file of revocation lists; what was read before stays in force");
+            Parsed::Panicked => {
+                error!(%path, "parsing the file of revocation lists panicked; what was read before stays in force");
             }
         }
+    }
+
+    fn complain(&self, error: &std::io::Error) {
+        let (path, error) = (self.file.path().display(), error as &dyn std::error::Error);
+        warn!(%path, error, "no file of revocation lists; what was read before stays in force");
     }
 }
 
 impl std::fmt::Debug for RevocationDriver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RevocationDriver").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("RevocationDriver").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
-/// Decides when to read and whether what was read is news.
-#[derive(Debug, Default)]
-struct Follower {
-    /// The file as it was when it was last read; the inner None stands for no file.
-    read: Option<Option<Stamp>>,
-    /// Whether it was read twice in that state. A file system tells times by its clock's ticks: a change within the tick
-    /// of the first reading leaves no trace but its contents.
-    settled: bool,
-    digest: Option<u64>,
+/// What became of the contents of a file.
+enum Parsed {
+    Lists(Result<CrlSet, CrlError>),
+    /// A bug of the parser. It must not cost us the lists that come later.
+    Panicked,
 }
 
-impl Follower {
-    fn is_due(&mut self, stamp: Option<Stamp>) -> bool {
-        let same = self.read == Some(stamp);
-        let due = !(same && self.settled);
-        self.settled = same;
-        self.read = Some(stamp);
-        due
-    }
-
-    fn is_news(&mut self, digest: u64) -> bool {
-        self.digest.replace(digest) != Some(digest)
+impl Parsed {
+    fn of(parse: impl FnOnce(&[u8]) -> Result<CrlSet, CrlError> + UnwindSafe, contents: &[u8]) -> Self {
+        catch_unwind(|| parse(contents)).map_or(Self::Panicked, Self::Lists)
     }
 }
 
-/// What tells one state of a file from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
-impl From<Metadata> for Stamp {
-    fn from(metadata: Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_parser_that_panics_does_not_end_the_driver() {
+        fn parse(contents: &[u8]) -> Result<CrlSet, CrlError> {
+            assert_ne!(contents, b"poison");
+            CrlSet::from_file(contents)
         }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("crl");
+        std::fs::write(&path, "poison").unwrap();
+        let shared = Arc::new(Shared::default());
+        let mut generation = shared.generation.subscribe();
+        let driver = RevocationDriver::of(shared, path.clone(), parse);
+        let driver = tokio::spawn(driver.run(std::future::pending()));
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert!(!generation.has_changed().unwrap());
+        std::fs::write(&path, "").unwrap();
+        tokio::time::timeout(Duration::from_secs(20), generation.changed()).await.unwrap().unwrap();
+        driver.abort();
     }
-}
-
-/// The state of the file behind all symbolic links.
-fn stamp(path: &Path) -> Option<Stamp> {
-    fs::metadata(path).ok().map(Stamp::from)
-}
-
-enum Loaded {
-    /// With the digest of the contents.
-    Contents(u64, Result<CrlSet, CrlError>),
-    Unreadable(ReadError),
-}
-
-impl Loaded {
-    fn digest(&self) -> u64 {
-        match self {
-            Self::Contents(digest, _) => *digest,
-            Self::Unreadable(error) => digest(error.to_string().as_bytes()),
-        }
-    }
-}
-
-#[derive(Debug, Error)]
-enum ReadError {
-    #[error("cannot be read")]
-    Io(#[source] io::Error),
-    #[error("not a file")]
-    NotAFile,
-    #[error("longer than {LONGEST_FILE} octets")]
-    TooLong,
-}
-
-fn load(path: &Path) -> Loaded {
-    match read(path) {
-        Ok(contents) => Loaded::Contents(digest(&contents), CrlSet::from_file(&contents)),
-        Err(error) => Loaded::Unreadable(error),
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
-    // To open a pipe could take for ever.
-    if !fs::metadata(path).map_err(ReadError::Io)?.is_file() {
-        return Err(ReadError::NotAFile);
-    }
-    let mut contents = Vec::new();
-    let file = File::open(path).map_err(ReadError::Io)?;
-    file.take(LONGEST_FILE + 1).read_to_end(&mut contents).map_err(ReadError::Io)?;
-    match contents.len() as u64 > LONGEST_FILE {
-        true => Err(ReadError::TooLong),
-        false => Ok(contents),
-    }
-}
-
-/// Good enough to notice a change: who can write the file has no need for collisions.
-fn digest(contents: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    contents.hash(&mut hasher);
-    hasher.finish()
 }

@@ -1,10 +1,10 @@
 //! Reading small files of ours without delaying other tasks.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 
 /// Anything larger is neither a bundle nor a token. In bytes.
-const LARGEST_FILE: u64 = 16 << 20;
+pub(super) const LARGEST_FILE: u64 = 16 << 20;
 
 /// Runs `work` on a thread that may block.
 pub(super) async fn blocking<T: Send + 'static>(
@@ -15,10 +15,5 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 /// The whole file, if it is no larger than any bundle or token could be.
 pub(super) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    std::fs::File::open(path)?.take(LARGEST_FILE + 1).read_to_end(&mut content)?;
-    match content.len() as u64 > LARGEST_FILE {
-        true => Err(io::ErrorKind::FileTooLarge.into()),
-        false => Ok(content),
-    }
+    identity::read_bounded(path, LARGEST_FILE)
 }

@@ -413,6 +413,26 @@ async fn changed_roots_open_the_shared_connection_anew_and_unreadable_ones_leave
     assert_eq!(certificate_refusal(&error), rustls::CertificateError::UnknownIssuer);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_bundle_that_is_being_rewritten_is_not_told_of_until_it_rests() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("root-cert.pem");
+    let (kept, dropped) = (Authority::new().pem(), Authority::new().pem());
+    let both = format!("{kept}{dropped}");
+    replace(&path, &both);
+    let mut watch = RootWatch::new(&RootSource::File(path.clone()));
+    // Cut between its certificates, and written to the end before the second look.
+    for _ in 0..10 {
+        for content in [&kept, &both] {
+            std::fs::write(&path, content).unwrap();
+            let told = tokio::time::timeout(Duration::from_millis(3500), watch.changed()).await;
+            assert!(told.is_err(), "one interval is not enough");
+        }
+    }
+    std::fs::write(&path, &kept).unwrap();
+    tokio::time::timeout(Duration::from_secs(30), watch.changed()).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_root_watch_tells_of_new_content_and_of_nothing_else() {
     let directory = tempfile::tempdir().unwrap();

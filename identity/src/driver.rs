@@ -55,7 +55,7 @@ impl StoreDriver {
                 () = &mut shutdown => return,
                 Some((identity, result)) = running.next() => self.finish(&identity, result),
                 () = self.shared.wake.notified() => {}
-                () = revocations.next() => self.shared.all_current().iter().for_each(|held| warn_if_revoked(held)),
+                () = revocations.next() => self.shared.renew_revoked().iter().for_each(|held| warn_of_revoked(held)),
                 () = sleep_until(wake_at.into()) => {}
             }
         }
@@ -86,7 +86,10 @@ impl StoreDriver {
             Ok(certificate) => {
                 let serial = &certificate.chain().leaf.serial_number;
                 info!(%identity, serial, "certificate obtained");
-                warn_if_revoked(certificate);
+                // To ask again would hardly help, and every new list does.
+                if certificate.is_revoked() {
+                    warn_of_revoked(certificate);
+                }
             }
             // What is held may last until the retry succeeds, and then nobody has to act.
             Err(error) if self.shared.current(identity).is_some() => {
@@ -102,12 +105,10 @@ impl StoreDriver {
     }
 }
 
-/// Peers with the same lists will refuse such a certificate. Only its authority can help.
-fn warn_if_revoked(certificate: &WorkloadCertificate) {
-    if certificate.is_revoked() {
-        let (identity, serial) = (certificate.identity(), &certificate.chain().leaf.serial_number);
-        warn!(%identity, serial, "our own certificate or its issuer's is revoked");
-    }
+/// Peers with the same lists will refuse such a certificate. Only its authority can help, with another one.
+fn warn_of_revoked(certificate: &WorkloadCertificate) {
+    let (identity, serial) = (certificate.identity(), &certificate.chain().leaf.serial_number);
+    warn!(%identity, serial, "our own certificate or its issuer's is revoked");
 }
 
 impl Drop for StoreDriver {

@@ -17,7 +17,8 @@
 //! the identity is wanted again meanwhile, its answer is used.
 //!
 //! When the trust roots change, all certificates are renewed before their time ([`Schedule::renew_all`]), spread out so
-//! that the authority and the peers' handshakes are not met all at once. What is in use stays in use meanwhile.
+//! that the authority and the peers' handshakes are not met all at once. One that is found revoked is renewed at once
+//! ([`Schedule::renew`]), in its turn. What is in use stays in use meanwhile.
 //!
 //! Waiting is measured on the monotonic clock and validity on the wall clock. Every call says what both show, so a wall
 //! clock that was set, or stood still while the machine slept, is noticed and renewals are moved accordingly.
@@ -160,18 +161,22 @@ impl Schedule {
     /// Has every certificate renewed within `spread` from now, each at a random time. What fails is being asked for
     /// anyway, at its own pace.
     pub(crate) fn renew_all(&mut self, spread: Duration, now: Now) {
-        self.outdated = self.running.iter().map(|identity| (identity.clone(), spread)).collect();
-        let waiting = self.entries.iter_mut().filter(|(_, entry)| entry.renew_at.is_some());
-        let waiting = waiting.filter_map(|(identity, entry)| {
-            let (_, due) = entry.queued?;
-            let renewal = entry.renew_within(spread, now, &mut self.random);
-            (renewal < due).then(|| (identity.clone(), renewal))
-        });
-        for (identity, due) in waiting.collect::<Vec<_>>() {
-            if let Some(entry) = self.entries.get_mut(&identity) {
-                entry.renew_at = None;
-            }
-            self.enqueue(&identity, Priority::Background, due);
+        let identities: Vec<_> = self.entries.keys().chain(&self.running).cloned().collect();
+        identities.iter().for_each(|identity| self.renew(identity, spread, now));
+    }
+
+    /// The same for one certificate.
+    pub(crate) fn renew(&mut self, identity: &SpiffeId, spread: Duration, now: Now) {
+        if self.running.contains(identity) {
+            self.outdated.insert(identity.clone(), spread);
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(identity) else { return };
+        let (Some((_, due)), Some(_)) = (entry.queued, entry.renew_at) else { return };
+        let renewal = entry.renew_within(spread, now, &mut self.random);
+        if renewal < due {
+            entry.renew_at = None;
+            self.enqueue(identity, Priority::Background, renewal);
         }
     }
 

@@ -239,9 +239,16 @@ impl Shared {
         (!certificate.is_expired(SystemTime::now())).then(|| certificate.clone())
     }
 
-    /// Every certificate held.
-    pub(crate) fn all_current(&self) -> Vec<Arc<WorkloadCertificate>> {
-        self.current.load().values().cloned().collect()
+    /// Has every certificate that is revoked, or whose issuer's is, renewed in its turn, and returns those. Judges them
+    /// without the lock.
+    pub(crate) fn renew_revoked(&self) -> Vec<Arc<WorkloadCertificate>> {
+        let current = self.current.load_full();
+        let revoked: Vec<_> = current.iter().filter(|(_, held)| held.is_revoked()).collect();
+        let mut managed = self.managed();
+        for (identity, _) in &revoked {
+            managed.schedule.renew(identity, Duration::ZERO, Now::read());
+        }
+        revoked.into_iter().map(|(_, held)| held.clone()).collect()
     }
 
     fn join(&self, identity: &SpiffeId) -> Result<Joined, CertificateError> {

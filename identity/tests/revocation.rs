@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use identity::{
-    BySide, CertificateStore, HandshakeFailure, IssueFuture, IssuedChain, Issuer, RevocationCounts,
-    Revocations, Side, SpiffeId, StoreOptions, Tls, TlsOptions,
+    BySide, CertificateStore, HandshakeFailure, IssueFuture, IssuedChain, Issuer, RequestOutcome,
+    RevocationCounts, Revocations, Side, SpiffeId, StoreOptions, Tls, TlsOptions,
 };
 use rcgen::KeyUsagePurpose;
 use rustls::AlertDescription;
@@ -137,7 +137,7 @@ impl Issuer for Issuing {
 }
 
 #[tokio::test(start_paused = true)]
-async fn we_are_told_once_per_list_when_a_certificate_of_our_own_is_revoked() {
+async fn a_certificate_of_our_own_that_is_revoked_is_renewed_once_per_list() {
     let (warnings, _guard) = Warnings::of("our own certificate");
     let root = Arc::new(Authority::root("root"));
     let lists = Lists::starting_with(None);
@@ -150,10 +150,39 @@ async fn we_are_told_once_per_list_when_a_certificate_of_our_own_is_revoked() {
     lists.write(&[root.crl(&[leaf(&revoked)])]);
     lists.settled().await;
     assert_eq!(warnings.count(), 1);
+    let renewed = store.current(&id(CLIENT)).unwrap();
+    assert!(!Arc::ptr_eq(&renewed, &revoked) && !renewed.is_revoked());
+    assert_eq!(issued(&store), 3, "the other one is good");
+    // The same again revokes nothing that is held.
     lists.write(&[root.crl(&[leaf(&revoked), &root.certificate()])]);
     lists.settled().await;
-    assert_eq!(warnings.count(), 2);
+    assert_eq!((warnings.count(), issued(&store)), (1, 3));
     driver.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authority_that_is_revoked_itself_is_asked_once_per_list_and_we_are_told() {
+    let (warnings, _guard) = Warnings::of("our own certificate");
+    let root = Authority::root("root");
+    let below = Arc::new(root.intermediate("below"));
+    let lists = Lists::starting_with(None);
+    let issuer = Arc::new(Issuing(below.clone()));
+    let (store, driver) = CertificateStore::new(issuer, lists.tls(), StoreOptions::default());
+    let driver = tokio::spawn(driver.run(std::future::pending()));
+    store.certificate(&id(CLIENT)).await.unwrap();
+    for round in 1..=2 {
+        let other = root.workload(SERVER);
+        lists.write(&[root.crl(&[&below.certificate(), leaf(&other)])]);
+        lists.settled().await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        // What was held, and what came instead.
+        assert_eq!((warnings.count(), issued(&store)), (2 * round, 1 + round as u64));
+    }
+    driver.abort();
+}
+
+fn issued(store: &CertificateStore) -> u64 {
+    store.requests().into_iter().find(|(outcome, _)| *outcome == RequestOutcome::Issued).unwrap().1
 }
 
 #[tokio::test(start_paused = true)]

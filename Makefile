@@ -8,12 +8,12 @@ nextest := $(wildcard $(addsuffix /cargo-nextest,$(subst :, ,$(PATH))))
 tests := $(if $(nextest),nextest run,test --tests)
 
 micro_benches = $(patsubst benches/benches/%.rs,--bench %,\
-	$(filter-out %/two-node.rs,$(wildcard benches/benches/*.rs)))
+	$(filter-out %/two-node.rs %/control-plane.rs,$(wildcard benches/benches/*.rs)))
 
-.PHONY: help playground test lint bench bench-micro release fuzz clean
+.PHONY: help playground test lint bench bench-control-plane bench-micro release fuzz clean
 
 help: ## List the tasks
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 playground: setup-playground ## See a two-node mesh work on this machine (ONCE=1: run through and exit)
 	cargo build -p ztunnel -p playground
@@ -34,6 +34,10 @@ lint: setup-lint ## Check formatting and clippy
 bench: setup-bench release ## Measure two nodes side by side with other proxies
 	cargo bench -p benches --bench two-node --no-run
 	scripts/privileged cargo bench -p benches --bench two-node
+
+bench-control-plane: setup-test release ## Measure what following a control plane costs
+	cargo bench -p benches --bench control-plane --no-run
+	scripts/privileged cargo bench -p benches --bench control-plane
 
 bench-micro: setup-build ## Run the micro-benchmarks
 	cargo bench -p benches $(or $(micro_benches),$(error no micro-benchmarks in benches/benches))

@@ -38,11 +38,33 @@ pub enum HandshakeFailure {
     Protocol,
     /// The connection ended before the handshake did.
     Closed,
+    /// The peer did not finish the handshake in time.
+    TimedOut,
     /// We are at fault, or the system is.
     Internal,
 }
 
 impl HandshakeFailure {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 16] = [
+        Self::Revoked,
+        Self::UnknownIssuer,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::TrustDomain,
+        Self::UnexpectedIdentity,
+        Self::NoIdentity,
+        Self::NoCertificate,
+        Self::Usage,
+        Self::BadCertificate,
+        Self::OurRevoked,
+        Self::OurRefused,
+        Self::Protocol,
+        Self::Closed,
+        Self::TimedOut,
+        Self::Internal,
+    ];
+
     /// The reason inside `error`: a TLS error, or an I/O error of a TLS stream, or one that has such a source. None if there
     /// is neither.
     pub fn of(error: &(dyn StdError + 'static)) -> Option<Self> {
@@ -76,6 +98,7 @@ impl HandshakeFailure {
             Self::OurRefused => "our_certificate_refused",
             Self::Protocol => "protocol",
             Self::Closed => "closed",
+            Self::TimedOut => "timed_out",
             Self::Internal => "internal",
         }
     }
@@ -106,8 +129,8 @@ impl From<&io::Error> for HandshakeFailure {
             io::ErrorKind::UnexpectedEof
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::TimedOut => Self::Closed,
+            | io::ErrorKind::BrokenPipe => Self::Closed,
+            io::ErrorKind::TimedOut => Self::TimedOut,
             _ => Self::Internal,
         })
     }
@@ -168,9 +191,19 @@ mod tests {
     }
 
     #[test]
+    fn all_reasons_stand_at_their_numbers_under_names_of_their_own() {
+        let all = HandshakeFailure::ALL;
+        assert!(all.iter().enumerate().all(|(number, reason)| *reason as usize == number));
+        let names: std::collections::HashSet<_> = all.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(names.len(), all.len());
+    }
+
+    #[test]
     fn a_connection_that_just_ends_is_not_taken_for_a_refusal() {
         for kind in [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset] {
             assert_eq!(HandshakeFailure::from(&io::Error::from(kind)), HandshakeFailure::Closed);
         }
+        let late = io::Error::from(io::ErrorKind::TimedOut);
+        assert_eq!(HandshakeFailure::from(&late), HandshakeFailure::TimedOut);
     }
 }

@@ -12,7 +12,7 @@ use crate::config::{Config, ProxyMode};
 use crate::metrics::certificates::CertificateNumbers;
 use crate::metrics::crl::{BySide, CrlNumbers};
 use crate::metrics::pods::PodNumbers;
-use crate::metrics::{self, MetricsServer, Registry, XdsMetrics};
+use crate::metrics::{self, HandshakeFailures, MetricsServer, Registry, XdsMetrics};
 use crate::pods::{self, PodEvents};
 use crate::state::{MeshState, StaticConfig};
 use crate::telemetry::with_causes;
@@ -30,6 +30,7 @@ pub(super) struct Observed<'a> {
     pub(super) certificates: &'a CertificateStore,
     pub(super) revocations: &'a Revocations,
     pub(super) events: &'a Arc<PodEvents>,
+    pub(super) handshake_failures: &'a Arc<HandshakeFailures>,
 }
 
 impl Observers {
@@ -78,10 +79,15 @@ fn register(registry: &mut Registry, observed: &Observed<'_>) {
     metrics::certificates::register(registry, move || certificate_numbers(&certificates));
     let revocations = observed.revocations.clone();
     metrics::crl::register(registry, move || crl_numbers(&revocations));
+    metrics::handshakes::register(registry, observed.handshake_failures.clone());
 }
 
 fn certificate_numbers(certificates: &CertificateStore) -> CertificateNumbers {
-    let mut numbers = CertificateNumbers { identities: certificates.identities(), ..Default::default() };
+    let mut numbers = CertificateNumbers {
+        identities: certificates.identities(),
+        failing: certificates.last_errors().len(),
+        ..Default::default()
+    };
     for (outcome, count) in certificates.requests() {
         match outcome {
             RequestOutcome::Issued => numbers.issued = count,

@@ -16,6 +16,9 @@ pub struct CertificateNumbers {
     pub issued: u64,
     /// Requests that did not, by reason. Reasons come from a fixed set; it is best to name all of them always.
     pub failed: Vec<(&'static str, u64)>,
+    /// Identities whose last request failed, also those that hold a certificate from before
+    /// ([`CertificateStore::last_errors`](identity::CertificateStore::last_errors)).
+    pub failing: usize,
     /// How each managed identity is doing ([`CertificateStore::identities`](identity::CertificateStore::identities)).
     pub identities: Vec<(SpiffeId, IdentityState)>,
 }
@@ -49,6 +52,11 @@ impl Numbers for CertificateNumbers {
             "certificates",
             "Managed identities by the state of their certificate (unstable).",
             self.states(),
+        )?;
+        families.gauge(
+            "certificates_failing",
+            "Managed identities whose last certificate request failed, whatever they hold (unstable).",
+            i64::try_from(self.failing).unwrap_or(i64::MAX),
         )?;
         families.gauges(
             "certificate_expiry_timestamp_seconds",

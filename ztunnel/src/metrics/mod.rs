@@ -1,8 +1,8 @@
 //! What monitoring sees: metric families, and the server for scrapes on port 15020.
 //!
 //! Each area of the program gets its own small struct of counters ([`XdsMetrics`]), or keeps numbers of its own, which a
-//! function reads at each scrape ([`pods`], [`certificates`], [`crl`], [`process`]). Names and labels are those of Istio's
-//! ztunnel. A family whose labels have a fixed set of values shows all of them from the start, at zero, so that a rate sees
+//! function reads at each scrape ([`pods`], [`certificates`], [`crl`], [`handshakes`], [`process`]). Names and labels are
+//! those of Istio's ztunnel. A family whose labels have a fixed set of values shows all of them from the start, at zero, so that a rate sees
 //! the first increment; no label takes its value from a peer.
 //!
 //! The help text of every family outside the stable set says `unstable`, as it does in Istio's ztunnel.
@@ -10,11 +10,13 @@
 pub mod certificates;
 pub mod crl;
 mod exposition;
+pub mod handshakes;
 pub mod pods;
 pub mod process;
 mod server;
 mod xds;
 
+pub use handshakes::HandshakeFailures;
 pub use prometheus_client::registry::Registry;
 pub use server::{Format, MetricsServer, PORT, encode};
 pub use xds::XdsMetrics;

@@ -47,7 +47,14 @@ impl Scene {
             CertificateStore::new(Arc::new(ca), Tls::new(config.tls), StoreOptions::default());
         let routing = RouteConfig { network: config.network.clone(), illegal_ports: [].into() };
         let mesh = MeshState::new(Mesh::new(config.node.clone()));
-        let shared = Arc::new(Shared { config, mesh: Arc::new(mesh), routing, certificates, demand: None });
+        let shared = Arc::new(Shared {
+            config,
+            mesh: Arc::new(mesh),
+            routing,
+            certificates,
+            handshake_failures: Arc::default(),
+            demand: None,
+        });
         let path = directory.path().join("agent.sock");
         Self {
             workers: Workers::start(1, &shared).unwrap(),
@@ -291,6 +298,7 @@ fn a_served_pod_with_an_outdated_description_is_kept_until_its_namespace_is_know
         scene.describe_named("q", "td", "10.0.0.1");
         scene.until("evicted", |scene| scene.states() == [PodState::Pending]).await;
         scene.until("stopped", |scene| scene.events.stopped() == 1).await;
+        agent.delete("u").await.unwrap();
     });
 }
 

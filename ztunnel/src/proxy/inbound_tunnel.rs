@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hbone::{HandshakeError, Server};
-use identity::{PeerIdentityError, PeerWatch, Side, SpiffeId, peer_identity};
+use identity::{HandshakeFailure, PeerIdentityError, PeerWatch, Side, SpiffeId, peer_identity};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -18,7 +18,8 @@ use super::pod::LocalPod;
 use super::read_ahead::ReadAhead;
 use super::report::{Direction, deny_early};
 use super::task_set::Place;
-use super::tunnel::{HANDSHAKE_DEADLINE, NoCertificate, TLS_BUFFER, certificate};
+use super::tunnel::{HANDSHAKE_DEADLINE, NoCertificate, TLS_BUFFER, certificate, http2_failure};
+use crate::metrics::Reporter;
 use crate::telemetry::with_causes;
 
 /// What all connections in a tunnel have in common.
@@ -55,7 +56,12 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
     let (peer, local) = (accepted.peer, accepted.destination);
     let (tunnel, mut server, mut watch) = match Box::pin(open(&pod, accepted)).await {
         Ok(opened) => opened,
-        Err(error) => return deny_early(peer, local, Direction::Inbound, &error),
+        Err(error) => {
+            if let Some(reason) = error.handshake_failure() {
+                pod.worker.shared().handshake_failures.count(Reporter::Destination, reason);
+            }
+            return deny_early(peer, local, Direction::Inbound, &error);
+        }
     };
     let tunnel = Rc::new(tunnel);
     let mut draining = std::pin::pin!(pod.draining());
@@ -140,4 +146,17 @@ enum TunnelRefused {
     Peer(#[source] PeerIdentityError),
     #[error("http2 handshake failed")]
     Http2(#[source] HandshakeError),
+}
+
+impl TunnelRefused {
+    /// The reason, if the two ends did not come to terms.
+    fn handshake_failure(&self) -> Option<HandshakeFailure> {
+        match self {
+            Self::Classify(_) | Self::Identity(_) => None,
+            Self::Tls(error) => Some(error.into()),
+            Self::TlsDeadline => Some(HandshakeFailure::TimedOut),
+            Self::Peer(_) => Some(HandshakeFailure::NoIdentity),
+            Self::Http2(error) => Some(http2_failure(error)),
+        }
+    }
 }

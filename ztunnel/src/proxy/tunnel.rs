@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::{ConnectRequest, Connected, HandshakeError, PoolError, Tunnel};
-use identity::{CertificateError, ExpectedPeers, Side, SpiffeId, WorkloadCertificate, unnamed_server};
+use identity::{
+    CertificateError, ExpectedPeers, HandshakeFailure, Side, SpiffeId, WorkloadCertificate, unnamed_server,
+};
 use redirect::socket::{ConnectError, ConnectFailure, connect};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -18,6 +20,7 @@ use super::authorize::Permit;
 use super::error::{ConnectionError, ResponseFlag, os_error};
 use super::pod::LocalPod;
 use super::read_ahead::ReadAhead;
+use crate::metrics::Reporter;
 use crate::telemetry::with_causes;
 
 /// How long TLS and HTTP/2 may take to come up, once TCP has.
@@ -88,6 +91,24 @@ impl DialError {
             Self::Http2(_) | Self::Lost => ResponseFlag::Http2,
         }
     }
+
+    /// The reason, if the two ends did not come to terms.
+    fn handshake_failure(&self) -> Option<HandshakeFailure> {
+        match self {
+            Self::Identity(_) | Self::TimedOut(_) | Self::Connect(_) | Self::Lost | Self::Unavailable => None,
+            Self::Tls(error) => Some(error.as_ref().into()),
+            Self::Http2(error) => Some(http2_failure(error)),
+        }
+    }
+}
+
+/// Why HTTP/2 did not come up. In TLS 1.3 the client is done before the server has judged it, so a refusal arrives here.
+pub(super) fn http2_failure(error: &HandshakeError) -> HandshakeFailure {
+    match error {
+        HandshakeError::Deadline => HandshakeFailure::TimedOut,
+        HandshakeError::Violation(_) => HandshakeFailure::Protocol,
+        HandshakeError::Transport(error) => error.into(),
+    }
 }
 
 /// Opens a stream for a client's connection, in a tunnel that the pod's connections share.
@@ -99,7 +120,13 @@ pub(crate) async fn open_stream(
     let deadline = Instant::now() + pod.pod.connect.timeout + HANDSHAKE_DEADLINE + ANSWER_DEADLINE;
     let dial = {
         let (pod, key) = (pod.clone(), key.clone());
-        async move || dial(&pod, &key).await
+        async move || {
+            let dialled = dial(&pod, &key).await;
+            if let Some(reason) = dialled.as_ref().err().and_then(DialError::handshake_failure) {
+                pod.worker.shared().handshake_failures.count(Reporter::Source, reason);
+            }
+            dialled
+        }
     };
     match pod.pool.connect(&key, request, deadline, dial).await {
         Ok(connected) => Ok(connected),

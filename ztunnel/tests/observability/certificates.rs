@@ -107,7 +107,7 @@ fn a_certificate_that_is_held_has_an_expiry_metric_and_others_have_none() {
     let (identities, _) = run(identities());
     let IdentityState::Available(certificate) = &identities[1].1 else { panic!("{:?}", identities[1]) };
     let expiry = certificate.not_after().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let numbers = CertificateNumbers { issued: 1, failed: vec![("unauthorized", 1)], identities };
+    let numbers = CertificateNumbers { issued: 1, failed: vec![("unauthorized", 1)], failing: 1, identities };
     let mut registry = Registry::default();
     register(&mut registry, move || numbers.clone());
     let mut text = String::new();

@@ -32,6 +32,7 @@ fn full() -> (Registry, XdsMetrics) {
     certificates::register(&mut registry, || CertificateNumbers {
         issued: 7,
         failed: vec![("unavailable", 2), ("deadline", 1)],
+        failing: 1,
         identities: vec![(SpiffeId::new("td", "ns", "sa").unwrap(), IdentityState::Initializing)],
     });
     crl::register(&mut registry, || CrlNumbers {

@@ -68,7 +68,8 @@ impl PodEvents {
     }
 
     /// How often a pod's network namespace was found not to be that of the workload it is said to be: the pod was refused,
-    /// evicted, or denied its identity. Each look counts, so it grows for as long as the contradiction lasts: anything but a standstill is worth an alarm.
+    /// evicted, or denied its identity. Each look counts, so it grows for as long as the contradiction lasts: anything but
+    /// a standstill is worth an alarm.
     pub fn wrong_namespace(&self) -> u64 {
         self.wrong_namespace.load(Ordering::Relaxed)
     }

@@ -47,7 +47,8 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// Pause before a listener that broke is bound again.
 const REBIND_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts until the pod ends; then takes what is queued, if that may finish, and closes. A listener that somebody destroys is bound again.
+/// Accepts until the pod ends; then takes what is queued, if that may finish, and closes. A listener that somebody destroys is
+/// bound again.
 pub(crate) async fn listen(pod: Rc<LocalPod>, binding: Binding, listening: Listening, _place: Place) {
     let mut draining = pin!(pod.draining());
     let mut listening = listening;

@@ -305,8 +305,9 @@ async fn an_add_without_its_namespace_is_refused() {
 async fn every_wrong_request_is_answered_and_then_costs_what_it_should() {
     let keep = b"\x2a\x04\x0a\x02u1".as_slice();
     let snapshot = b"\x1a\x00".as_slice();
-    // What comes before, the wrong request, how many namespaces come along, and how to go on.
-    let table: [(&[&[u8]], &[u8], usize, Recovery); 9] = [
+    /// What comes before, the wrong request, how many namespaces come along, and how to go on.
+    type Case<'a> = (&'a [&'a [u8]], &'a [u8], usize, Recovery);
+    let table: [Case<'_>; 9] = [
         (&[], b"\x0a\xff", 0, Recovery::Reconnect),
         (&[], b"\x7a\x00", 0, Recovery::Reconnect),
         (&[], ADD, 0, Recovery::Reconnect),

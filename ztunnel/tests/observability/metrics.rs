@@ -62,6 +62,7 @@ fn names_types_and_labels_are_those_that_dashboards_know() {
             ("istio_certificate_request_failures", counter),
             ("istio_certificate_requests", counter),
             ("istio_certificates", gauge),
+            ("istio_certificates_failing", gauge),
             ("istio_crl_policy_rejections", counter),
             ("istio_crl_untracked_connections", counter),
             ("istio_xds_connected", gauge),

@@ -96,6 +96,9 @@ fn an_identity_of_another_trust_domain_gets_no_tunnel() {
     let refused = tunnel_as(&scene, foreign, async move |mut peer| Ok(peer.tunnel(&authority).await?.status));
     refused.unwrap_err();
     early_denial(&scene, "tls handshake error: ");
+    let reason = r#"reporter="destination",reason="trust_domain""#;
+    let counted = scene.west_ztunnel().unwrap().metric("istio_handshake_failures_total", reason);
+    assert_eq!(counted.unwrap(), 1.0);
     assert_eq!(echo.accepted(), 0);
 }
 
@@ -117,6 +120,9 @@ fn a_server_that_proves_another_identity_than_expected_gets_no_data() {
     let line = of_client.ztunnel(&east).unwrap().wait_for_access(|_| true).unwrap();
     assert!(line.text("error").starts_with("io error: "), "{line:?}");
     assert!(line.text("error").contains(&server.identity()), "the error names who answered: {line:?}");
+    let reason = r#"reporter="source",reason="unexpected_identity""#;
+    let counted = of_client.ztunnel(&east).unwrap().metric("istio_handshake_failures_total", reason);
+    assert_eq!(counted.unwrap(), 1.0);
     assert_eq!(echo.accepted(), 0);
 }
 

@@ -236,3 +236,24 @@ pub(crate) async fn unless_reset<T>(
         _ = client.ready(Interest::ERROR) => Err(ConnectionError::ClientGone),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_by_the_server_is_told_from_a_server_that_is_not_there() {
+        let alert = rustls_alert(tokio_rustls::rustls::AlertDescription::CertificateRevoked);
+        let refused = DialError::Http2(Rc::new(HandshakeError::Transport(alert)));
+        assert_eq!(refused.handshake_failure(), Some(HandshakeFailure::OurRevoked));
+        let late = DialError::Tls(Rc::new(io::ErrorKind::TimedOut.into()));
+        assert_eq!(late.handshake_failure(), Some(HandshakeFailure::TimedOut));
+        let absent = DialError::Connect(Rc::new(io::ErrorKind::ConnectionRefused.into()));
+        assert_eq!(absent.handshake_failure(), None);
+    }
+
+    /// As a TLS stream reports it.
+    fn rustls_alert(alert: tokio_rustls::rustls::AlertDescription) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, tokio_rustls::rustls::Error::AlertReceived(alert))
+    }
+}

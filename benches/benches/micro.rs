@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use ztunnel::policy::{
     Access, Action, Enforcement, MatchSpec, Policy, PolicyScope, PolicySpec, StringMatch, compile,
 };
-use ztunnel::proxy::copy::{Transfer, tcp_to_tcp};
+use ztunnel::proxy::copy::{Limits, Transfer, tcp_to_tcp};
 use ztunnel::state::Mesh;
 use ztunnel::state::model::{
     Destination, GatewayAddress, NamespacedHostname, NetworkAddress, PortMap, Service, TunnelProtocol,
@@ -262,6 +262,19 @@ fn copies(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// A connection that nobody ends from outside.
+struct Unlimited;
+
+impl Limits for Unlimited {
+    fn poll_end(&self, _: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+        std::task::Poll::Pending
+    }
+
+    fn half_closed(&self) -> std::time::Duration {
+        std::time::Duration::MAX
+    }
+}
+
 async fn copy_through(bytes: usize, chunk: usize) {
     let ((mut sender, client), (upstream, mut receiver)) = (loopback().await, loopback().await);
     let counts = Transfer::default();
@@ -277,7 +290,7 @@ async fn copy_through(bytes: usize, chunk: usize) {
         while receiver.read(&mut buffer).await.expect("the copy writes") > 0 {}
         receiver.shutdown().await.expect("the connection is open");
     };
-    let (copied, (), ()) = tokio::join!(tcp_to_tcp(client, upstream, &counts), send, receive);
+    let (copied, (), ()) = tokio::join!(tcp_to_tcp(client, upstream, &counts, &Unlimited), send, receive);
     copied.expect("both ends closed in order");
     assert_eq!(counts.from_client.get(), bytes as u64);
 }

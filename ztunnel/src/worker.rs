@@ -119,6 +119,15 @@ impl Worker {
         self.pods.borrow_mut().insert(instance, pod);
     }
 
+    /// Judges all open connections by the mesh as it is now.
+    async fn reconsider(&self) {
+        let mesh = self.shared.mesh.load();
+        let pods: Vec<_> = self.pods.borrow().values().cloned().collect();
+        for pod in pods {
+            crate::proxy::reconsider(&pod, &mesh).await;
+        }
+    }
+
     pub(crate) fn remove_pod(&self, instance: PodInstance) -> Option<Rc<LocalPod>> {
         self.pods.borrow_mut().remove(&instance)
     }
@@ -195,8 +204,16 @@ impl Drop for AbortOnPanic {
 }
 
 async fn run(shared: Arc<Shared>, all: Arc<[WorkerHandle]>, index: usize, mut queue: mpsc::Receiver<Job>) {
+    let mut changes = shared.mesh.subscribe();
     let worker = Rc::new(Worker { shared, all, index, pods: RefCell::default() });
-    while let Some(job) = queue.recv().await {
-        job(&worker);
+    loop {
+        tokio::select! {
+            job = queue.recv() => match job {
+                Some(job) => job(&worker),
+                None => return,
+            },
+            // The sender lives as long as what this thread shares.
+            Ok(()) = changes.changed() => worker.reconsider().await,
+        }
     }
 }

@@ -64,6 +64,16 @@ pub fn unsent_bytes(socket: &impl AsFd) -> io::Result<usize> {
     sys::queue::unacknowledged(socket.as_fd())
 }
 
+/// Bytes of the TCP socket that are under way: sent, and not acknowledged by the peer's kernel (`SIOCOUTQ` less
+/// `SIOCOUTQNSD`). A reset that is sent when there are none is just what the peer's kernel expects next.
+///
+/// Four system calls. `InvalidInput` for a listening socket and for one that is not TCP.
+pub fn bytes_in_flight(socket: &impl AsFd) -> io::Result<usize> {
+    // In this order: what is sent in between counts as under way.
+    let waiting = sys::queue::not_sent(socket.as_fd())?;
+    Ok(sys::queue::unacknowledged(socket.as_fd())?.saturating_sub(waiting))
+}
+
 /// No delay, and when a silent peer counts as gone: the same for sockets that connect and that listen.
 fn set_tcp_options(
     socket: &Socket,

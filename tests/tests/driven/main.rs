@@ -156,7 +156,6 @@ fn a_pushed_policy_keeps_out_whom_it_denies_until_it_is_removed() {
 }
 
 #[test]
-#[ignore = "open connections are judged when they begin, and not again yet"]
 fn a_pushed_policy_cuts_the_open_connections_that_it_denies_and_no_others() {
     let scene = Driven::new().unwrap();
     let echo = echo(&scene.server);

@@ -1,6 +1,6 @@
 //! Revoked certificates (`CRL_PATH`).
 
-use lab::{Driven, DrivenOptions, OpenConnection};
+use lab::{Driven, DrivenNode, DrivenOptions, OpenConnection};
 
 use crate::{answers, cut, echo};
 
@@ -15,6 +15,11 @@ fn scene() -> Driven {
     Driven::with(&options(), |_, _| Ok(())).unwrap()
 }
 
+/// Writes the lists for the peers of whoever is revoked only: a proxy that finds its own certificate revoked has another issued.
+fn tell(scene: &Driven, node: &DrivenNode) {
+    scene.istiod.ca().write_revocations(&node.control.revocations()).unwrap();
+}
+
 #[test]
 fn a_revoked_client_loses_its_open_connections_and_gets_no_new_ones_and_nobody_else_does() {
     let scene = scene();
@@ -26,7 +31,7 @@ fn a_revoked_client_loses_its_open_connections_and_gets_no_new_ones_and_nobody_e
         [&scene.neighbour, &scene.outsider].map(|pod| OpenConnection::open(pod, echo.ipv4()).unwrap());
     scene.istiod.ca().revoke(&scene.client.identity()).unwrap();
     assert!(revoked.works(), "until the proxies are told");
-    scene.write_revocations().unwrap();
+    tell(&scene, &scene.west);
     revoked.wait_until_cut().unwrap();
     assert!(cut(&scene.client, echo.ipv4()));
     for (pod, open) in [&scene.neighbour, &scene.outsider].into_iter().zip(&others) {
@@ -48,8 +53,7 @@ fn connections_to_a_revoked_server_are_cut_and_not_made_again() {
     let [to_revoked, to_other] =
         [&server, &near].map(|echo| OpenConnection::open(&scene.client, echo.ipv4()).unwrap());
     scene.istiod.ca().revoke(&scene.server.identity()).unwrap();
-    // Only the client's proxy is told.
-    scene.istiod.ca().write_revocations(&scene.east.control.revocations()).unwrap();
+    tell(&scene, &scene.east);
     to_revoked.wait_until_cut().unwrap();
     assert!(cut(&scene.client, server.ipv4()));
     assert!(to_other.works() && answers(&scene.client, near.ipv4()));
@@ -58,7 +62,6 @@ fn connections_to_a_revoked_server_are_cut_and_not_made_again() {
 }
 
 #[test]
-#[ignore = "fails since the last changes of pods and of revocation files: to be found out"]
 fn a_damaged_or_deleted_list_changes_nothing() {
     let mut scene = Driven::prepare(&options()).unwrap();
     scene.write_revocations().unwrap();
@@ -67,7 +70,7 @@ fn a_damaged_or_deleted_list_changes_nothing() {
     let echo = echo(&scene.server);
     assert!(answers(&scene.client, echo.ipv4()));
     scene.istiod.ca().revoke(&scene.client.identity()).unwrap();
-    scene.write_revocations().unwrap();
+    tell(&scene, &scene.west);
     lab::wait_until(|| cut(&scene.client, echo.ipv4())).unwrap();
     let path = scene.west.control.revocations();
     std::fs::write(&path, "-----BEGIN X509 CRL-----\nnot at all\n-----END X509 CRL-----\n").unwrap();

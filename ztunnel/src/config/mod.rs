@@ -78,6 +78,8 @@ pub struct Config {
     pub server: ServerSettings,
     /// How tunnels are shared and kept.
     pub pool: PoolSettings,
+    /// How long a connection of which one direction has ended may be silent in the other.
+    pub half_closed: Duration,
     /// Whether tunnel responses describe this side's workload.
     pub response_baggage: bool,
     /// Whether traffic for an application tunnel is delivered to loopback.
@@ -188,6 +190,7 @@ impl Config {
             policy_log: read.value(&settings::AUTHZ_POLICY_INFO_LOGGING),
             istio_version: read.value(&settings::ISTIO_META_ISTIO_VERSION).into(),
             workers: threads::workers(&mut read, documents.concurrency),
+            half_closed: read.value(&settings::HALF_CLOSED_TIMEOUT),
             drain_deadline: drain_deadline(&mut read),
             log_format: read.value(&settings::LOG_FORMAT),
             log_filter: read.value(&settings::RUST_LOG),

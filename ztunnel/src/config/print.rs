@@ -131,6 +131,7 @@ impl Config {
     /// What only this proxy has, or shows.
     fn own(&self) -> Map<String, Value> {
         object(json!({
+            "halfClosedTimeout": duration(self.half_closed),
             "localCaPath": match &self.ca {
                 CaSource::Local(directory) => Some(directory),
                 CaSource::Remote(_) => None,

@@ -220,6 +220,8 @@ settings! {
             "Connections carried by one tunnel.";
         POOL_UNUSED_RELEASE_TIMEOUT: Duration = Some("5m"), values::duration, "a duration such as 5m, at most 3650d",
             "How long an unused tunnel is kept.";
+        HALF_CLOSED_TIMEOUT: Duration = Some("1h"), values::duration, "a duration such as 1h, at most 3650d",
+            "How long a connection of which one direction has ended may be silent in the other.";
         HTTP2_STREAM_WINDOW_SIZE: u32 = Some("4194304"), values::window, "a number of bytes from 1 to 2147483647",
             "Bytes a peer may send on one stream before we have passed them on.";
         HTTP2_CONNECTION_WINDOW_SIZE: u32 = Some("16777216"), values::connection_window, "a number of bytes from 65535 to 2147483647",

@@ -14,6 +14,8 @@ pub(crate) struct Policies {
     by_namespace: CowMap<Arc<str>, Arc<Vec<Arc<Policy>>>>,
     /// Global ones, by key.
     global: Arc<Vec<Arc<Policy>>>,
+    /// Counts the changes.
+    version: u64,
 }
 
 /// The policies that apply to one workload.
@@ -30,6 +32,7 @@ impl Policies {
     pub(crate) fn upsert(&mut self, policy: Arc<Policy>) {
         // The scope may have changed.
         self.remove(policy.key());
+        self.version += 1;
         self.by_key.insert(policy.key().clone(), policy.clone());
         if let Some(list) = self.list_mut(&policy) {
             let at = list.partition_point(|other| **other < *policy);
@@ -39,6 +42,7 @@ impl Policies {
 
     pub(crate) fn remove(&mut self, key: &str) -> Option<Arc<Policy>> {
         let policy = self.by_key.remove(key)?;
+        self.version += 1;
         if let Some(list) = self.list_mut(&policy) {
             list.retain(|other| other.key() != policy.key());
             if list.is_empty() && policy.scope() == PolicyScope::Namespace {
@@ -56,6 +60,11 @@ impl Policies {
             }
             PolicyScope::WorkloadSelector => None,
         }
+    }
+
+    /// Another number after every change.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     pub(crate) fn by_key(&self, key: &str) -> Option<&Arc<Policy>> {

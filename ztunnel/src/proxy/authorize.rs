@@ -8,7 +8,7 @@ use identity::SpiffeId;
 
 use crate::config::PolicyLog;
 use crate::policy::{Access, Action, DryRun, Evaluation};
-pub(crate) use crate::policy::{Denied, Permit};
+pub(crate) use crate::policy::{Decider, Denied, Permit};
 use crate::state::Mesh;
 use crate::state::model::Workload;
 
@@ -40,6 +40,17 @@ pub(crate) fn authorize(
     let evaluation = mesh.policies_for(workload).evaluate(&Access::new(source, identity, destination));
     report(&evaluation, level);
     evaluation.decision
+}
+
+/// Evaluates the policies that apply to `workload` again, for a connection that was let in once.
+pub(crate) fn reconsider(
+    mesh: &Mesh,
+    workload: &Workload,
+    source: IpAddr,
+    identity: Option<&SpiffeId>,
+    destination: SocketAddr,
+) -> Result<(), Denied> {
+    mesh.policies_for(workload).evaluate(&Access::new(source, identity, destination)).decision.map(drop)
 }
 
 /// Target of the lines about policies, by which operators select them.

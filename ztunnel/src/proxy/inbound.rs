@@ -1,5 +1,6 @@
 //! A connection in a tunnel that another proxy opened to the pod.
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tokio::net::TcpStream;
 use super::authorize::authorize;
 use super::classify::{self, ClassifyError, learn};
 use super::copy::{self, Transfer};
+use super::cut::CutReason;
 use super::error::ConnectionError;
 use super::inbound_tunnel::InboundTunnel;
 use super::pod::LocalPod;
@@ -55,12 +57,13 @@ pub(crate) async fn serve(
     let Some((record, connected)) = Box::pin(begin(&pod, &tunnel, *request)).await else { return };
     let result = match connected {
         Ok((client, application)) => {
-            copy::hbone_to_tcp(client, application, record.transfer()).await.map_err(Into::into)
+            copy::hbone_to_tcp(client, application, record.transfer(), record.limits())
+                .await
+                .map_err(Into::into)
         }
         Err(error) => Err(error),
     };
-    // That the peer was revoked goes before whatever the tunnel's end looked like from inside.
-    record.finish(if tunnel.revoked.get() { Err(ConnectionError::Revoked) } else { result });
+    record.finish(result);
 }
 
 type Connected = Result<(HboneStream, TcpStream), ConnectionError>;
@@ -74,8 +77,12 @@ async fn begin(
     let since = Instant::now();
     match decide(pod, tunnel, &request).await {
         Ok(plan) => {
-            let record = plan.record(pod, tunnel, &request, since).open();
-            let connected = plan.connect(pod, tunnel, request).await;
+            // Nothing may come between: a connection is judged by this view of the mesh and by every later one.
+            let record = plan.record(pod, tunnel, &request, since).open(&pod.open);
+            if tunnel.revoked.get() {
+                record.cutter().cut(CutReason::Revoked);
+            }
+            let connected = record.cutter().unless_cut(plan.connect(pod, tunnel, request, &record)).await;
             Some((record, connected))
         }
         Err(error) => {
@@ -161,9 +168,11 @@ impl Plan {
                 workload: Some(self.workload.clone()),
                 identity: Some(tunnel.local_identity.clone()),
             },
+            target: self.hop.address,
             hbone_authority: Some(self.authority.clone()),
             service,
             transfer: Transfer::default(),
+            permitted_by: OnceCell::new(),
         }
     }
 
@@ -173,6 +182,7 @@ impl Plan {
         pod: &LocalPod,
         tunnel: &InboundTunnel,
         mut request: IncomingConnect,
+        record: &OpenRecord,
     ) -> Connected {
         let source = tunnel.peer.ip();
         let permit = match authorize(
@@ -189,6 +199,7 @@ impl Plan {
                 return Err(denied.into());
             }
         };
+        record.permitted_by(permit.by());
         let (application, source) = self.application(pod, tunnel);
         let connected = tokio::select! {
             connected = connect_application(pod, &permit, application, source) => connected,

@@ -13,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::accept::{Accepted, KeepSource};
 use super::classify::{self, ClassifyError};
+use super::cut::CutReason;
 use super::inbound;
 use super::pod::LocalPod;
 use super::read_ahead::ReadAhead;
@@ -69,11 +70,12 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
     loop {
         let incoming = tokio::select! {
             incoming = server.accept() => incoming,
-            () = watch.revoked(), if !tunnel.revoked.get() => {
+            () = watch.revoked() => {
                 tracing::warn!(%peer, identity = %tunnel.peer_identity, "ending a tunnel: the peer's certificate was revoked");
                 tunnel.revoked.set(true);
-                server.abort();
-                // The goodbye is sent if the peer takes it; the tunnel ends in any case.
+                pod.open.cut_tunnel(peer, local, &CutReason::Revoked);
+                server.drain();
+                // The resets are sent if the peer takes them; the tunnel ends in any case.
                 let goodbye = async { while server.accept().await.is_some() {} };
                 drop(timeout(GOODBYE, goodbye).await);
                 return;

@@ -17,15 +17,18 @@ mod accept;
 mod authorize;
 mod classify;
 pub mod copy;
+mod cut;
 mod error;
 mod inbound;
 mod inbound_tunnel;
 mod listen;
+mod open_connections;
 mod outbound;
 mod passthrough;
 mod pod;
 mod proxy_protocol;
 mod read_ahead;
+mod reconsider;
 mod report;
 mod run;
 mod task_set;
@@ -33,6 +36,7 @@ mod tunnel;
 
 pub(crate) use accept::Listener;
 pub(crate) use pod::{LocalPod, Pod, PodInstance, Stop};
+pub(crate) use reconsider::reconsider;
 pub(crate) use run::{BoundPod, RunningPod};
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A connection that the pod's application opened.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,15 +28,16 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
             return deny_early(accepted.peer, accepted.destination, Direction::Outbound, &error);
         }
     };
-    let record = plan.record(&accepted).open();
+    let record = plan.record(&accepted).open(&pod.open);
     let Accepted { stream: client, peer, .. } = *accepted;
-    let connected = Box::pin(unless_reset(&client, plan.connect(&pod, peer))).await;
+    let connecting = unless_reset(&client, plan.connect(&pod, peer));
+    let connected = Box::pin(record.cutter().unless_cut(connecting)).await;
     let result = match connected {
         Ok(Upstream::Tcp(upstream)) => {
-            copy::tcp_to_tcp(client, upstream, record.transfer()).await.map_err(Into::into)
+            copy::tcp_to_tcp(client, upstream, record.transfer(), record.limits()).await.map_err(Into::into)
         }
         Ok(Upstream::Hbone(upstream, cut)) => {
-            let result = copy::tcp_to_hbone(client, upstream, record.transfer()).await;
+            let result = copy::tcp_to_hbone(client, upstream, record.transfer(), record.limits()).await;
             // Tunnels are cut for one reason only, and it goes before whatever that looked like from inside.
             if cut.is_set() { Err(ConnectionError::Revoked) } else { result.map_err(Into::into) }
         }
@@ -111,8 +113,10 @@ impl Plan {
             },
             destination: Party { address, workload: self.destination.clone(), identity },
             hbone_authority: authority,
+            target: accepted.destination,
             service: self.service.clone(),
             transfer: Transfer::default(),
+            permitted_by: OnceCell::new(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! A connection that arrived for the pod outside any tunnel.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::classify::{self, ClassifyError};
 use super::copy::{self, Transfer};
 use super::error::ConnectionError;
 use super::pod::LocalPod;
-use super::report::{Direction, Party, Record, deny_early};
+use super::report::{Direction, OpenRecord, Party, Record, deny_early};
 use super::task_set::Place;
 use super::tunnel::{Application, connect_application, unless_reset};
 use crate::state::Mesh;
@@ -27,13 +28,15 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
         }
     };
     let mesh = pod.worker.shared().mesh.load();
-    let record = describe(&pod, &mesh, &workload, &accepted).open();
-    let connecting = connect(&pod, mesh, workload, &accepted);
-    let connected = Box::pin(unless_reset(&accepted.stream, connecting)).await;
+    let record = describe(&pod, &mesh, &workload, &accepted).open(&pod.open);
+    let connecting = unless_reset(&accepted.stream, connect(&pod, mesh, workload, &accepted, &record));
+    let connected = Box::pin(record.cutter().unless_cut(connecting)).await;
     let result = match connected {
         Ok(application) => {
             let client = accepted.stream;
-            copy::tcp_to_tcp(client, application, record.transfer()).await.map_err(Into::into)
+            copy::tcp_to_tcp(client, application, record.transfer(), record.limits())
+                .await
+                .map_err(Into::into)
         }
         Err(error) => Err(error),
     };
@@ -51,9 +54,11 @@ async fn connect(
     mesh: Arc<Mesh>,
     workload: Arc<Workload>,
     accepted: &Accepted,
+    record: &OpenRecord,
 ) -> Result<TcpStream, ConnectionError> {
     let level = pod.config().policy_log;
     let permit = authorize(&mesh, &workload, accepted.peer.ip(), None, accepted.destination, level)?;
+    record.permitted_by(permit.by());
     let source = accepted.keep_source.then(accepted.peer.ip());
     connect_application(pod, &permit, Application::AtPod, source).await
 }
@@ -73,8 +78,10 @@ fn describe(pod: &LocalPod, mesh: &Mesh, workload: &Arc<Workload>, accepted: &Ac
             workload: Some(workload.clone()),
             identity: None,
         },
+        target: accepted.destination,
         hbone_authority: None,
         service: classify::guess_service(mesh, workload, None, accepted.destination.port()),
         transfer: Transfer::default(),
+        permitted_by: OnceCell::new(),
     }
 }

@@ -19,6 +19,9 @@ use redirect::socket::ConnectOptions;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::cut::CutReason;
+use super::open_connections::OpenConnections;
+use super::reconsider::Basis;
 use super::task_set::{Place, TaskSet};
 use super::tunnel::{DialError, TunnelKey};
 use crate::config::{Config, WorkloadName};
@@ -113,6 +116,10 @@ pub(crate) struct LocalPod {
     pub(crate) worker: Rc<Worker>,
     /// The tunnels that this worker opened for the pod.
     pub(crate) pool: Pool<TunnelKey, DialError>,
+    /// The connections whose records are open.
+    pub(crate) open: Rc<OpenConnections>,
+    /// What was known when they were judged last.
+    judged_by: RefCell<Option<Basis>>,
     /// Connections and tunnels served here.
     connections: Rc<TaskSet>,
     /// Accept loops, if this worker has them.
@@ -135,6 +142,8 @@ impl LocalPod {
             pool: Pool::new(worker.shared().config.pool.clone()),
             pod,
             worker: worker.clone(),
+            open: Rc::new(OpenConnections::new(worker.shared().config.half_closed)),
+            judged_by: RefCell::default(),
             connections: Rc::default(),
             listeners: Rc::default(),
             drivers: Rc::default(),
@@ -147,6 +156,15 @@ impl LocalPod {
 
     pub(crate) fn config(&self) -> &Config {
         &self.worker.shared().config
+    }
+
+    /// Whether what decides about the pod's connections is other than at the last call, or this is the first one.
+    pub(super) fn is_judged_by_now(&self, basis: &Basis) -> bool {
+        let unchanged = self.judged_by.borrow().as_ref() == Some(basis);
+        if !unchanged {
+            self.judged_by.replace(Some(basis.clone()));
+        }
+        !unchanged
     }
 
     /// The pod's identity: its trust domain is the mesh's word, its namespace and account are the node agent's. None for
@@ -235,6 +253,9 @@ impl LocalPod {
             let deadline = Instant::now() + deadline;
             drop(tokio::time::timeout_at(deadline, self.connections.ended()).await);
         }
+        // They reset both their ends, and tunnels say goodbye once they are empty.
+        self.open.cut_all(&CutReason::Drained);
+        drop(tokio::time::timeout(LAST_RESETS, self.connections.ended()).await);
         self.connections.close();
         self.connections.ended().await;
         // Tunnels without streams close by themselves, with a goodbye to their peers.
@@ -244,6 +265,9 @@ impl LocalPod {
         self.drivers.ended().await;
     }
 }
+
+/// How long the resets of connections that are cut may take to be sent.
+const LAST_RESETS: Duration = Duration::from_millis(600);
 
 /// How long unused tunnels may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(100);

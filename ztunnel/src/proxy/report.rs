@@ -4,15 +4,20 @@
 //! never is because the task was cut, when it is dropped. A connection that is refused before that is an
 //! [early denial](deny_early).
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use hbone::Authority;
 use identity::SpiffeId;
 
-use super::copy::Transfer;
+use super::authorize::{Decider, Denied};
+use super::copy::{Limits, Transfer};
+use super::cut::Cutter;
 use super::error::ConnectionError;
+use super::open_connections::{Entry, OpenConnections};
 use crate::state::model::{Service, Workload};
 use crate::telemetry::with_causes;
 
@@ -69,16 +74,21 @@ pub(crate) struct Record {
     pub(crate) since: Instant,
     pub(crate) source: Party,
     pub(crate) destination: Party,
+    /// What is behind the tunnels: the address that the pod's application dialled or, towards a pod, the one of its
+    /// application that policies are asked about.
+    pub(crate) target: SocketAddr,
     /// `:authority` of the CONNECT request, where there is one.
     pub(crate) hbone_authority: Option<Authority>,
     pub(crate) service: Option<Arc<Service>>,
     pub(crate) transfer: Transfer,
+    /// The policy that let it in, if it took one.
+    pub(crate) permitted_by: OnceCell<Decider>,
 }
 
 /// A record that has been announced and will report the end of its connection.
 #[derive(Debug)]
 pub(crate) struct OpenRecord {
-    record: Record,
+    entry: Entry,
     finished: bool,
 }
 
@@ -109,10 +119,17 @@ macro_rules! access {
 }
 
 impl Record {
-    /// Announces the connection.
-    pub(crate) fn open(self) -> OpenRecord {
+    /// Announces the connection, which is among the open ones of its pod from now on.
+    pub(crate) fn open(self, among: &Rc<OpenConnections>) -> OpenRecord {
         access!(tracing::Level::DEBUG, "connection opened", &self);
-        OpenRecord { record: self, finished: false }
+        OpenRecord { entry: among.add(self), finished: false }
+    }
+
+    /// Whether the connection came in the tunnel between `peer` and our address `local`.
+    pub(crate) fn is_in_tunnel(&self, peer: SocketAddr, local: SocketAddr) -> bool {
+        self.direction == Direction::Inbound
+            && self.hbone_authority.is_some()
+            && (self.source.address, self.destination.address) == (peer, local)
     }
 
     /// Bytes that the local workload sent and received.
@@ -124,7 +141,18 @@ impl Record {
         }
     }
 
+    /// The policy that decided about the connection at last, if one did.
+    fn decider<'a>(&'a self, result: Result<(), &'a ConnectionError>) -> Option<&'a Decider> {
+        match result {
+            Err(ConnectionError::Denied(Denied::Explicitly(by))) => Some(by),
+            Err(ConnectionError::Denied(_)) => None,
+            _ => self.permitted_by.get(),
+        }
+    }
+
     fn close(&self, result: Result<(), &ConnectionError>) {
+        let decider = self.decider(result);
+        let (policy, rule) = (decider.map(|by| &**by.policy.key()), decider.map(|by| by.rule));
         let (sent, received) = self.bytes_sent_and_received();
         let duration = format!("{}ms", self.since.elapsed().as_millis());
         match result {
@@ -134,7 +162,9 @@ impl Record {
                 self,
                 "bytes_sent" = sent,
                 "bytes_recv" = received,
-                "duration" = duration
+                "duration" = duration,
+                "authz.policy" = policy,
+                "authz.rule" = rule
             ),
             Err(error) => {
                 tracing::debug!(flag = ?error.flag(), "connection failed");
@@ -146,7 +176,9 @@ impl Record {
                     "bytes_sent" = sent,
                     "bytes_recv" = received,
                     "duration" = duration,
-                    "error" = error
+                    "error" = error,
+                    "authz.policy" = policy,
+                    "authz.rule" = rule
                 );
             }
         }
@@ -156,20 +188,46 @@ impl Record {
 impl OpenRecord {
     /// Where the bytes are counted.
     pub(crate) fn transfer(&self) -> &Transfer {
-        &self.record.transfer
+        &self.record().transfer
     }
 
-    /// Reports the end.
+    /// When the connection is to end.
+    pub(crate) fn limits(&self) -> &impl Limits {
+        &*self.entry.connection
+    }
+
+    /// By which the connection is cut.
+    pub(crate) fn cutter(&self) -> &Cutter {
+        &self.entry.connection.cutter
+    }
+
+    /// Notes the policy that let the connection in, if it took one.
+    pub(crate) fn permitted_by(&self, decider: Option<&Decider>) {
+        if let Some(decider) = decider {
+            // A connection is let in once.
+            drop(self.record().permitted_by.set(decider.clone()));
+        }
+    }
+
+    /// Reports the end. That the connection was cut goes before whatever that looked like from inside.
     pub(crate) fn finish(mut self, result: Result<(), ConnectionError>) {
         self.finished = true;
-        self.record.close(result.as_ref().copied());
+        let result = match self.cutter().reason() {
+            Some(reason) => Err(reason.clone().into()),
+            None => result,
+        };
+        self.record().close(result.as_ref().copied());
+    }
+
+    fn record(&self) -> &Record {
+        &self.entry.connection.record
     }
 }
 
 impl Drop for OpenRecord {
     fn drop(&mut self) {
         if !self.finished {
-            self.record.close(Err(&ConnectionError::Drained));
+            self.record().close(Err(&ConnectionError::Drained));
         }
     }
 }

@@ -186,6 +186,11 @@ impl Mesh {
         self.policies.by_key(key)
     }
 
+    /// Another number after every change of a policy.
+    pub(crate) fn policies_version(&self) -> u64 {
+        self.policies.version()
+    }
+
     /// The policies that decide on connections to `workload`.
     pub fn policies_for<'a>(&'a self, workload: &'a Workload) -> PolicySet<'a> {
         self.policies.applying_to(&workload.namespace, &workload.authorization_policies)

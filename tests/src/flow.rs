@@ -1,10 +1,11 @@
 //! Traffic that goes on while something else happens, and tells afterwards what went wrong.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -135,19 +136,23 @@ async fn stay_open(
 
 /// A connection that stays open, and makes a round trip when asked to.
 pub struct OpenConnection {
-    asks: mpsc::UnboundedSender<oneshot::Sender<bool>>,
+    asks: mpsc::UnboundedSender<oneshot::Sender<io::Result<()>>>,
     _task: Task<()>,
 }
 
 impl OpenConnection {
     /// Connects to an echo server and makes a first round trip.
     pub fn open(from: &Pod, target: SocketAddr) -> Result<Self> {
-        let (asks, mut asked) = mpsc::unbounded_channel::<oneshot::Sender<bool>>();
+        let (asks, mut asked) = mpsc::unbounded_channel::<oneshot::Sender<io::Result<()>>>();
         let task = from.spawn(async move || {
             let mut stream = traffic::connect(target).await?;
             while let Some(answer) = asked.recv().await {
+                let outcome = traffic::round_trip(&mut stream, b"still there?").await;
                 // Whoever asked may have given up.
-                let _ = answer.send(traffic::round_trip(&mut stream, b"still there?").await.is_ok());
+                let _ = answer.send(outcome.map_err(|error| match error.downcast() {
+                    Ok(error) => error,
+                    Err(error) => io::Error::other(error),
+                }));
             }
             Ok(())
         });
@@ -158,12 +163,28 @@ impl OpenConnection {
 
     /// Whether a round trip succeeds.
     pub fn works(&self) -> bool {
-        let (answer, answered) = oneshot::channel();
-        self.asks.send(answer).is_ok() && answered.blocking_recv().unwrap_or(false)
+        self.round_trip().is_ok()
     }
 
-    /// Waits, at most [`PATIENCE`](crate::PATIENCE), until round trips fail.
+    fn round_trip(&self) -> io::Result<()> {
+        let (answer, answered) = oneshot::channel();
+        let nobody = || io::Error::other("the connection's task has ended");
+        self.asks.send(answer).map_err(|_| nobody())?;
+        answered.blocking_recv().map_err(|_| nobody())?
+    }
+
+    /// Waits, at most [`PATIENCE`](crate::PATIENCE), until round trips fail, which must be by a reset: what looks like an
+    /// end of data is taken for the whole.
     pub fn wait_until_cut(&self) -> Result<()> {
-        crate::wait_until(|| !self.works()).context("the connection goes on")
+        let mut end = None;
+        crate::wait_until(|| {
+            end = self.round_trip().err();
+            end.is_some()
+        })
+        .context("the connection goes on")?;
+        match end {
+            Some(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            end => bail!("the connection ended otherwise than by a reset: {end:?}"),
+        }
     }
 }

@@ -237,3 +237,43 @@ fn a_port_nobody_listens_on_ends_the_connection_with_the_reason_in_both_logs() {
     let line = scene.west_ztunnel().unwrap().wait_for_access(refused).unwrap();
     assert!(line.text("error").starts_with("connection failed: Connection refused"), "{line:?}");
 }
+
+/// Connects, sends one byte and no more.
+async fn half_close(target: std::net::SocketAddr, byte: u8) -> lab::Result<tokio::net::TcpStream> {
+    let mut stream = traffic::connect(target).await?;
+    stream.write_u8(byte).await?;
+    stream.shutdown().await?;
+    Ok(stream)
+}
+
+#[test]
+fn a_half_closed_connection_that_falls_silent_is_reset_and_one_that_does_not_goes_on() {
+    let options = ZtunnelOptions::default().variable("HALF_CLOSED_TIMEOUT", "1s");
+    let scene = TwoNodes::with(BackendChoice::Nftables, &options, |_, _| Ok(())).unwrap();
+    // Answers with bytes without end or not at all, as the client asks.
+    let server = Server::start(&scene.server, 8080, async |mut stream, _| {
+        let talks = stream.read_u8().await? == b't';
+        while talks {
+            stream.write_u8(0).await?;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // Holds its direction open until it is reset.
+        stream.ready(tokio::io::Interest::ERROR).await?;
+        Ok(())
+    })
+    .unwrap();
+    for pod in [&scene.client, &scene.outsider] {
+        let target = server.ipv4();
+        let talking = pod.spawn(async move || {
+            let mut stream = half_close(target, b't').await?;
+            // Three times as long as a silent one may last.
+            stream.read_exact(&mut [0; 30]).await?;
+            Ok(())
+        });
+        let silent = pod.run(async move || traffic::ending(&mut half_close(target, b's').await?).await);
+        assert_eq!(silent.unwrap(), Ending::Reset, "{}", pod.name());
+        talking.join().unwrap();
+    }
+    let timed_out = |line: &lab::AccessLine| line.text("error") == "half-closed and silent for too long";
+    scene.west_ztunnel().unwrap().wait_for_access(timed_out).unwrap();
+}

@@ -172,6 +172,29 @@ fn a_pushed_policy_cuts_the_open_connections_that_it_denies_and_no_others() {
 }
 
 #[test]
+fn a_policy_that_a_pushed_workload_names_cuts_the_open_connections_that_it_does_not_allow() {
+    let scene = Driven::new().unwrap();
+    let echo = echo(&scene.server);
+    let [allowed, other] =
+        [&scene.client, &scene.neighbour].map(|pod| OpenConnection::open(pod, echo.ipv4()).unwrap());
+    let allow = policy("client-only", Scope::WorkloadSelector, Action::Allow, vec![from_pod(&scene.client)]);
+    scene.push(|world| world.set_policy(&allow)).unwrap();
+    assert!(other.works(), "no workload names the policy yet");
+    let attach = |workload: &mut xds_client::workload::Workload| {
+        workload.authorization_policies.push("default/client-only".to_owned());
+    };
+    scene.push(|world| world.change_workload(&scene.server, attach)).unwrap().unwrap();
+    other.wait_until_cut().unwrap();
+    assert!(allowed.works());
+    let denied = |line: &AccessLine| {
+        line.text("error")
+            == "connection closed due to policy rejection: allow policies exist, but none allowed"
+            && line.text("bytes_recv") != "0"
+    };
+    scene.west.ztunnel().unwrap().wait_for_access(denied).unwrap();
+}
+
+#[test]
 fn a_pushed_policy_lets_in_only_whom_it_allows() {
     let scene = Driven::new().unwrap();
     let echo = echo(&scene.server);
@@ -187,6 +210,9 @@ fn a_pushed_policy_lets_in_only_whom_it_allows() {
         .unwrap()
         .unwrap();
     assert!(answers(&scene.client, echo.ipv4()));
+    let permitted = |line: &AccessLine| line.text("authz.policy") == "default/client-only";
+    let line = scene.west.ztunnel().unwrap().wait_for_access(permitted).unwrap();
+    assert_eq!((line.text("error"), line.text("authz.rule")), ("", "0"));
     assert!(cut(&scene.neighbour, echo.ipv4()) && cut(&scene.outsider, echo.ipv4()));
 
     let strict = policy("strict", Scope::Global, Action::Deny, vec![without_identity()]);

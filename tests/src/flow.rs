@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -173,18 +173,24 @@ impl OpenConnection {
         answered.blocking_recv().map_err(|_| nobody())?
     }
 
-    /// Waits, at most [`PATIENCE`](crate::PATIENCE), until round trips fail, which must be by a reset: what looks like an
-    /// end of data is taken for the whole.
-    pub fn wait_until_cut(&self) -> Result<()> {
+    /// Waits, at most [`PATIENCE`](crate::PATIENCE), until round trips fail, and says how.
+    pub fn wait_until_over(&self) -> Result<io::ErrorKind> {
         let mut end = None;
         crate::wait_until(|| {
-            end = self.round_trip().err();
+            end = self.round_trip().err().map(|error| error.kind());
             end.is_some()
         })
         .context("the connection goes on")?;
-        match end {
-            Some(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
-            end => bail!("the connection ended otherwise than by a reset: {end:?}"),
-        }
+        end.context("the connection goes on")
+    }
+
+    /// As [`wait_until_over`](Self::wait_until_over), by a reset: what looks like an end of data is taken for the whole.
+    pub fn wait_until_cut(&self) -> Result<()> {
+        let end = self.wait_until_over()?;
+        ensure!(
+            end == io::ErrorKind::ConnectionReset,
+            "the connection ended otherwise than by a reset: {end:?}"
+        );
+        Ok(())
     }
 }

@@ -252,10 +252,11 @@ fn a_half_closed_connection_that_falls_silent_is_reset_and_one_that_does_not_goe
     let scene = TwoNodes::with(BackendChoice::Nftables, &options, |_, _| Ok(())).unwrap();
     // Answers with bytes without end or not at all, as the client asks.
     let server = Server::start(&scene.server, 8080, async |mut stream, _| {
-        let talks = stream.read_u8().await? == b't';
-        while talks {
-            stream.write_u8(0).await?;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        if stream.read_u8().await? == b't' {
+            loop {
+                stream.write_u8(0).await?;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
         }
         // Holds its direction open until it is reset.
         stream.ready(tokio::io::Interest::ERROR).await?;

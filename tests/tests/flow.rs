@@ -31,7 +31,7 @@ fn a_flow_whose_server_goes_away_tells_of_every_kind_of_client() {
     let flow = Flow::start(&client, target).unwrap();
     let open = OpenConnection::open(&client, target).unwrap();
     drop(echo);
-    open.wait_until_cut().unwrap();
+    open.wait_until_over().unwrap();
     lab::wait_until(|| lab::hello(&client, target).unwrap() == traffic::Outcome::Refused).unwrap();
     let failures = flow.stop().unwrap().failures;
     assert_eq!(

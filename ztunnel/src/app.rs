@@ -29,7 +29,7 @@ use xds_client::{Client, Demand, Mode};
 
 use crate::config::{AddressDemand, CaSource, Config, MeshSource, ProxyMode, XdsConfig};
 use crate::control_plane::{ControlPlane, RootWatch, SharedChannel};
-use crate::metrics::HandshakeFailures;
+use crate::metrics::{DryRunVerdicts, HandshakeFailures};
 use crate::pods::{AgentMisbehaved, PodEvents, PodManager};
 use crate::proxy::{BoundPod, Listener, Stop};
 use crate::readiness::{self, Probes, Readiness, Task};
@@ -120,6 +120,7 @@ async fn control(config: Config) -> Result<(), AppError> {
     let mesh = Arc::new(MeshState::new(read_mesh(&config)?));
     let (revocations, certificates) = identities(&config, &mut beside)?;
     let events = Arc::new(PodEvents::default());
+    let dry_run = Arc::new(DryRunVerdicts::default());
     let handshake_failures = Arc::new(HandshakeFailures::default());
     let observed = Observed {
         config: &config,
@@ -127,6 +128,7 @@ async fn control(config: Config) -> Result<(), AppError> {
         certificates: &certificates,
         revocations: &revocations,
         events: &events,
+        dry_run: &dry_run,
         handshake_failures: &handshake_failures,
     };
     let xds_metrics = observers.serve(observed, &mut beside);
@@ -150,8 +152,15 @@ async fn control(config: Config) -> Result<(), AppError> {
     };
 
     let routing = RouteConfig { network: config.network.clone(), illegal_ports: Listener::OWN_PORTS.into() };
-    let shared =
-        Arc::new(Shared { config: config.clone(), mesh, routing, certificates, handshake_failures, demand });
+    let shared = Arc::new(Shared {
+        config: config.clone(),
+        mesh,
+        routing,
+        certificates,
+        dry_run,
+        handshake_failures,
+        demand,
+    });
     let workers = Workers::start(config.workers, &shared)?;
 
     let (stop, stopping) = watch::channel(None);

@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) routing: RouteConfig,
     /// Our pods' certificates.
     pub(crate) certificates: identity::CertificateStore,
+    /// What policies in dry run would have done.
+    pub(crate) dry_run: Arc<crate::metrics::DryRunVerdicts>,
     /// Why tunnels did not come up.
     pub(crate) handshake_failures: Arc<crate::metrics::HandshakeFailures>,
     /// Asks the control plane for what is not known. `None`: what is not known does not exist.

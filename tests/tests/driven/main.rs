@@ -18,7 +18,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use lab::istiod::{CLUSTER, Caller, from_pod, policy, without_identity};
 use lab::traffic::{self, Outcome, Server};
-use lab::{AccessLine, Ack, BackendChoice, Capture, Driven, DrivenOptions, OpenConnection, Pod, hello};
+use lab::{
+    AccessLine, Ack, BackendChoice, Capture, Driven, DrivenOptions, OpenConnection, Pod, ZtunnelOptions,
+    hello,
+};
 use xds_client::ResourceType::{Address, Authorization};
 use xds_client::prost_types::value::Kind;
 use xds_client::security::{Action, Scope};
@@ -169,6 +172,39 @@ fn a_pushed_policy_cuts_the_open_connections_that_it_denies_and_no_others() {
     scene.push(|world| world.set_policy(&strict)).unwrap();
     plaintext.wait_until_cut().unwrap();
     assert!(allowed.works());
+}
+
+#[test]
+fn policies_in_dry_run_decide_nothing_and_are_logged_and_counted() {
+    let options = DrivenOptions {
+        ztunnel: ZtunnelOptions::default().variable("AUTHZ_POLICY_INFO_LOGGING", "true"),
+        ..DrivenOptions::default()
+    };
+    let scene = Driven::with(&options, |_, _| Ok(())).unwrap();
+    let echo = echo(&scene.server);
+    let open = OpenConnection::open(&scene.client, echo.ipv4()).unwrap();
+    let mut deny = policy("trial-deny", Scope::Namespace, Action::Deny, vec![from_pod(&scene.client)]);
+    let mut allow = policy("trial-allow", Scope::Namespace, Action::Allow, vec![from_pod(&scene.neighbour)]);
+    (deny.dry_run, allow.dry_run) = (true, true);
+    scene
+        .push(|world| {
+            world.set_policy(&deny);
+            world.set_policy(&allow);
+        })
+        .unwrap();
+    assert!(answers(&scene.client, echo.ipv4()) && open.works());
+    assert!(answers(&scene.neighbour, echo.ipv4()));
+    let west = scene.west.ztunnel().unwrap();
+    for line in
+        ["dry-run: deny policy match", "dry-run: allow policy match", "dry-run: no allow policies match"]
+    {
+        west.wait_for_log(line).unwrap();
+    }
+    for verdict in ["deny", "allow", "none_allowed"] {
+        let labels = format!("verdict=\"{verdict}\"");
+        let counted = west.metric("istio_authz_dry_run_verdicts_total", &labels).unwrap();
+        assert!((counted - 1.0).abs() < f64::EPSILON, "{verdict}: {counted}");
+    }
 }
 
 #[test]

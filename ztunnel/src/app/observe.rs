@@ -12,7 +12,7 @@ use crate::config::{Config, ProxyMode};
 use crate::metrics::certificates::CertificateNumbers;
 use crate::metrics::crl::{BySide, CrlNumbers};
 use crate::metrics::pods::PodNumbers;
-use crate::metrics::{self, HandshakeFailures, MetricsServer, Registry, XdsMetrics};
+use crate::metrics::{self, DryRunVerdicts, HandshakeFailures, MetricsServer, Registry, XdsMetrics};
 use crate::pods::{self, PodEvents};
 use crate::state::{MeshState, StaticConfig};
 use crate::telemetry::with_causes;
@@ -30,6 +30,7 @@ pub(super) struct Observed<'a> {
     pub(super) certificates: &'a CertificateStore,
     pub(super) revocations: &'a Revocations,
     pub(super) events: &'a Arc<PodEvents>,
+    pub(super) dry_run: &'a Arc<DryRunVerdicts>,
     pub(super) handshake_failures: &'a Arc<HandshakeFailures>,
 }
 
@@ -79,6 +80,7 @@ fn register(registry: &mut Registry, observed: &Observed<'_>) {
     metrics::certificates::register(registry, move || certificate_numbers(&certificates));
     let revocations = observed.revocations.clone();
     metrics::crl::register(registry, move || crl_numbers(&revocations));
+    metrics::dry_run::register(registry, observed.dry_run.clone());
     metrics::handshakes::register(registry, observed.handshake_failures.clone());
 }
 

@@ -1,7 +1,7 @@
 //! What monitoring sees: metric families, and the server for scrapes on port 15020.
 //!
 //! Each area of the program gets its own small struct of counters ([`XdsMetrics`]), or keeps numbers of its own, which a
-//! function reads at each scrape ([`pods`], [`certificates`], [`crl`], [`handshakes`], [`process`]). Names and labels are
+//! function reads at each scrape ([`pods`], [`certificates`], [`crl`], [`dry_run`], [`handshakes`], [`process`]). Names and labels are
 //! those of Istio's ztunnel. A family whose labels have a fixed set of values shows all of them from the start, at zero, so that a rate sees
 //! the first increment; no label takes its value from a peer.
 //!
@@ -9,6 +9,7 @@
 
 pub mod certificates;
 pub mod crl;
+pub mod dry_run;
 mod exposition;
 pub mod handshakes;
 pub mod pods;
@@ -16,6 +17,7 @@ pub mod process;
 mod server;
 mod xds;
 
+pub use dry_run::DryRunVerdicts;
 pub use handshakes::HandshakeFailures;
 pub use prometheus_client::registry::Registry;
 pub use server::{Format, MetricsServer, PORT, encode};

@@ -52,6 +52,7 @@ impl Scene {
             mesh: Arc::new(mesh),
             routing,
             certificates,
+            dry_run: Arc::default(),
             handshake_failures: Arc::default(),
             demand: None,
         });

@@ -11,6 +11,7 @@ use crate::policy::{Access, Action, DryRun, Evaluation};
 pub(crate) use crate::policy::{Decider, Denied, Permit};
 use crate::state::Mesh;
 use crate::state::model::Workload;
+use crate::worker::Shared;
 
 /// A line about a policy, at the level that the operator chose (`AUTHZ_POLICY_INFO_LOGGING`).
 macro_rules! log {
@@ -28,17 +29,17 @@ macro_rules! log_match {
     };
 }
 
-/// Evaluates the policies that apply to `workload`.
+/// Evaluates the policies that apply to `workload`, for a connection that has just arrived.
 pub(crate) fn authorize(
     mesh: &Mesh,
     workload: &Workload,
     source: IpAddr,
     identity: Option<&SpiffeId>,
     destination: SocketAddr,
-    level: PolicyLog,
+    shared: &Shared,
 ) -> Result<Permit, Denied> {
     let evaluation = mesh.policies_for(workload).evaluate(&Access::new(source, identity, destination));
-    report(&evaluation, level);
+    report(&evaluation, shared);
     evaluation.decision
 }
 
@@ -56,8 +57,10 @@ pub(crate) fn reconsider(
 /// Target of the lines about policies, by which operators select them.
 const TARGET: &str = "ztunnel::state";
 
-fn report(evaluation: &Evaluation, level: PolicyLog) {
+fn report(evaluation: &Evaluation, shared: &Shared) {
+    let level = shared.config.policy_log;
     for outcome in &evaluation.dry_run {
+        shared.dry_run.count(outcome);
         match outcome {
             DryRun::Matched(by) => match by.policy.action() {
                 Action::Deny => log_match!(level, "dry-run: deny policy match", by),

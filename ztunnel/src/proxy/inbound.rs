@@ -191,7 +191,7 @@ impl Plan {
             source,
             Some(&tunnel.peer_identity),
             self.hop.address,
-            pod.config().policy_log,
+            pod.worker.shared(),
         ) {
             Ok(permit) => permit,
             Err(denied) => {

@@ -56,8 +56,8 @@ async fn connect(
     accepted: &Accepted,
     record: &OpenRecord,
 ) -> Result<TcpStream, ConnectionError> {
-    let level = pod.config().policy_log;
-    let permit = authorize(&mesh, &workload, accepted.peer.ip(), None, accepted.destination, level)?;
+    let shared = pod.worker.shared();
+    let permit = authorize(&mesh, &workload, accepted.peer.ip(), None, accepted.destination, shared)?;
     record.permitted_by(permit.by());
     let source = accepted.keep_source.then(accepted.peer.ip());
     connect_application(pod, &permit, Application::AtPod, source).await

@@ -13,6 +13,7 @@ use benches::{Interrupt, build_ztunnel, driven, mesh};
 use clap::Parser;
 use fastrand::Rng;
 use xds_client::{Handler as _, ResourceType};
+use ztunnel::state::avoided::Avoiding;
 use ztunnel::state::model::Workload;
 use ztunnel::state::route::{RouteConfig, route};
 use ztunnel::state::xds::XdsState;
@@ -101,8 +102,15 @@ fn beside<T>(state: &Arc<MeshState>, workloads: usize, what: impl FnOnce() -> T)
             while !over.load(Ordering::Relaxed) {
                 let destination = (mesh::pod_address(rng.usize(..workloads)), 80).into();
                 let started = Instant::now();
-                let decided =
-                    route(&state.load(), &config, &source, [10, 0, 0, 1].into(), destination, &mut rng);
+                let decided = route(
+                    &state.load(),
+                    &config,
+                    &source,
+                    [10, 0, 0, 1].into(),
+                    destination,
+                    Avoiding::NOBODY,
+                    &mut rng,
+                );
                 times.push(started.elapsed());
                 assert!(decided.is_ok(), "{decided:?}");
             }

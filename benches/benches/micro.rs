@@ -17,9 +17,11 @@ use ztunnel::policy::{
 };
 use ztunnel::proxy::copy::{Limits, Transfer, tcp_to_tcp};
 use ztunnel::state::Mesh;
+use ztunnel::state::avoided::Avoiding;
+use ztunnel::state::balance::{Resolution, choose};
 use ztunnel::state::model::{
-    Destination, GatewayAddress, NamespacedHostname, NetworkAddress, PortMap, Service, TunnelProtocol,
-    Workload,
+    BalanceMode, Destination, GatewayAddress, LoadBalancer, Locality, NamespacedHostname, NetworkAddress,
+    PortMap, Scope, Service, TunnelProtocol, Workload,
 };
 use ztunnel::state::route::{Route, RouteConfig, route};
 
@@ -28,6 +30,7 @@ fn main() {
     headers(&mut criterion);
     policies(&mut criterion);
     routes(&mut criterion);
+    endpoints(&mut criterion);
     changes(&mut criterion);
     copies(&mut criterion);
     criterion.final_summary();
@@ -122,8 +125,10 @@ fn routes(criterion: &mut Criterion) {
     ];
     for (name, ip, port, kind) in destinations {
         let destination = SocketAddr::new(ip, port);
-        let mut decide =
-            || route(&mesh, &config, black_box(&source), pod_ip(0), black_box(destination), &mut rng);
+        let mut decide = || {
+            let source = black_box(&source);
+            route(&mesh, &config, source, pod_ip(0), black_box(destination), Avoiding::NOBODY, &mut rng)
+        };
         let decided = match decide() {
             Ok(Route::Hbone(_)) => "hbone",
             Ok(Route::Plain(_)) => "plain",
@@ -133,6 +138,55 @@ fn routes(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| bencher.iter(&mut decide));
     }
     group.finish();
+}
+
+/// The choice of an endpoint, by the size of the service, and one changed endpoint while readers hold the view before.
+fn endpoints(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("endpoints");
+    let near = LoadBalancer {
+        mode: BalanceMode::Failover,
+        preferences: [Scope::Network, Scope::Region, Scope::Zone, Scope::Node].into(),
+        ..LoadBalancer::default()
+    };
+    for size in [10, 1000, 50_000] {
+        for (name, load_balancer) in [("any", LoadBalancer::default()), ("the nearest", near.clone())] {
+            let mut mesh = mesh(size, 1);
+            let service = Service { load_balancer, ..Service::clone(only_service(&mesh)) };
+            mesh.upsert_service(Arc::new(service));
+            let source = mesh.workload(&uid(0)).expect("it was added").clone();
+            let mut rng = Rng::with_seed(7);
+            let mut draw = || {
+                let service = only_service(&mesh);
+                choose(
+                    &mesh,
+                    service,
+                    80,
+                    black_box(&source),
+                    Resolution::Standard,
+                    Avoiding::NOBODY,
+                    &mut rng,
+                )
+                .map(|choice| choice.port)
+            };
+            assert_eq!(draw(), Some(8080));
+            group.bench_function(format!("{name} of {size}"), |bencher| bencher.iter(&mut draw));
+        }
+        let mut mesh = mesh(size, 1);
+        let mut rng = Rng::with_seed(7);
+        group.bench_function(format!("one of {size} changes"), |bencher| {
+            bencher.iter(|| {
+                let before = mesh.clone();
+                mesh.upsert_workload(Arc::new(workload(rng.usize(0..size), &[0])));
+                before
+            });
+        });
+    }
+    group.finish();
+}
+
+fn only_service(mesh: &Mesh) -> &Arc<Service> {
+    let host = host(0);
+    mesh.service(&host.namespace, &host.hostname).expect("it was added")
 }
 
 /// One changed workload, as when a pod becomes unhealthy, while readers hold the view before.
@@ -191,6 +245,12 @@ fn workload(index: usize, services: &[usize]) -> Workload {
         service_account: "server".into(),
         trust_domain: "cluster.local".into(),
         node: format!("node-{}", index % 100).into(),
+        // A node is in one zone.
+        locality: Locality {
+            region: "eu-central-1".into(),
+            zone: format!("eu-central-1{}", ["a", "b", "c", "d"][index % 4]).into(),
+            subzone: "".into(),
+        },
         addresses: [pod_ip(index)].into(),
         tunnel_protocol: TunnelProtocol::Hbone,
         services: services.iter().map(|service| (host(*service), PortMap::from_iter([(80, 8080)]))).collect(),

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use fastrand::Rng;
+use ztunnel::state::avoided::Avoiding;
 use ztunnel::state::model::{NamespacedHostname, NetworkAddress, Service, Workload};
 use ztunnel::state::route::{Hop, Route, RouteAuthority, RouteConfig, RouteError, Target, route};
 use ztunnel::state::{Mesh, StaticConfig};
@@ -34,7 +35,7 @@ fn decide_seeded(mesh: &Mesh, to: &str, seed: u64) -> Result<Route, RouteError> 
     let to: SocketAddr = to.parse().unwrap();
     let source = mesh.workload("source").unwrap();
     let from = if to.is_ipv4() { "127.0.0.1" } else { "::1" };
-    route(mesh, &config(), source, from.parse().unwrap(), to, &mut Rng::with_seed(seed))
+    route(mesh, &config(), source, from.parse().unwrap(), to, Avoiding::NOBODY, &mut Rng::with_seed(seed))
 }
 
 fn decide(mesh: &Mesh, to: &str) -> Result<Route, RouteError> {
@@ -172,7 +173,15 @@ fn an_endpoint_on_another_network_that_was_not_dialled_as_a_service_is_refused()
     }));
     let source = Workload { network: "other".into(), ..Workload::clone(mesh.workload("source").unwrap()) };
     let to = "10.9.9.9:80".parse().unwrap();
-    let result = route(&mesh, &config(), &source, "127.0.0.1".parse().unwrap(), to, &mut Rng::with_seed(1));
+    let result = route(
+        &mesh,
+        &config(),
+        &source,
+        "127.0.0.1".parse().unwrap(),
+        to,
+        Avoiding::NOBODY,
+        &mut Rng::with_seed(1),
+    );
     assert_eq!(result, Err(RouteError::NoService(to)));
 }
 
@@ -373,7 +382,9 @@ services:
     let first = (0..4000)
         .filter(|_| {
             let to = "127.0.0.3:80".parse().unwrap();
-            let route = route(&mesh, &config(), source, "127.0.0.1".parse().unwrap(), to, &mut rng).unwrap();
+            let route =
+                route(&mesh, &config(), source, "127.0.0.1".parse().unwrap(), to, Avoiding::NOBODY, &mut rng)
+                    .unwrap();
             summary(&route) == "hbone 127.0.0.10:15008 127.0.0.3:80"
         })
         .count();

@@ -10,6 +10,7 @@ use xds_client::{Demand, Demanded};
 use super::accept::{Accepted, Listener};
 use super::pod::LocalPod;
 use crate::state::Mesh;
+use crate::state::avoided::Avoiding;
 use crate::state::inbound::InboundError;
 use crate::state::model::{Service, Workload};
 use crate::state::route::{self, Family, Route, RouteError, Target};
@@ -91,6 +92,7 @@ pub(crate) async fn outbound(
         source,
         accepted.peer.ip(),
         accepted.destination,
+        Avoiding::NOBODY,
         &mut rng,
     )?;
     Ok(route)

@@ -71,6 +71,23 @@ impl<T: Clone + Ranked> CowList<T> {
         }
     }
 
+    /// The item equal to `item`, to be changed in ways that leave it where it stands.
+    pub(crate) fn get_mut(&mut self, item: &T) -> Option<&mut T> {
+        match self {
+            Self::Empty => None,
+            Self::One(other) => (other.rank(item) == Ordering::Equal).then_some(other),
+            Self::Few(items) => {
+                let at = find(items, item).ok()?;
+                Arc::make_mut(items).get_mut(at)
+            }
+            Self::Many(chunks) => {
+                let chunk = chunk_of(chunks, item);
+                let at = find(&chunks[chunk], item).ok()?;
+                Arc::make_mut(&mut Arc::make_mut(chunks)[chunk]).get_mut(at)
+            }
+        }
+    }
+
     /// Takes out the item equal to `item`. Returns whether there was one.
     pub(crate) fn take(&mut self, item: &T) -> bool {
         match self {
@@ -169,6 +186,13 @@ mod tests {
             for (key, value, is_removal) in changes {
                 if is_removal {
                     prop_assert_eq!(list.take(&Item { key, value }), expected.remove(&key).is_some());
+                } else if value % 3 == 0 {
+                    let item = list.get_mut(&Item { key, value });
+                    prop_assert_eq!(item.is_some(), expected.contains_key(&key));
+                    if let Some(item) = item {
+                        item.value = value;
+                        expected.insert(key, value);
+                    }
                 } else {
                     list.put(Item { key, value });
                     expected.insert(key, value);

@@ -3,14 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::endpoints::{EndpointRef, Group};
 use super::model::{
     Destination, GatewayAddress, NamespacedHostname, NetworkAddress, NetworkCidr, PortMap, Service, Workload,
 };
 use super::services::{self, Services};
 use super::workloads::Workloads;
 use crate::policy::{Policies, Policy, PolicySet};
-
-pub use super::workloads::EndpointRef;
 
 /// All workloads, services and policies at one moment.
 ///
@@ -164,7 +163,23 @@ impl Mesh {
 
     /// Every known workload behind `service`, healthy or not, each once.
     pub fn endpoints<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = EndpointRef<'a>> {
-        let explicit = service.endpoints.iter().filter_map(|endpoint| {
+        self.workloads.endpoints_of(&service.host).chain(self.explicit_endpoints(service))
+    }
+
+    /// The workloads that name `service` themselves, by what load balancing asks of them.
+    pub(crate) fn endpoint_groups<'a>(
+        &'a self,
+        service: &Service,
+    ) -> impl Iterator<Item = &'a Group> + use<'a> {
+        self.workloads.endpoint_groups(&service.host)
+    }
+
+    /// The workloads that `service` names, without those that name it.
+    pub(crate) fn explicit_endpoints<'a>(
+        &'a self,
+        service: &'a Service,
+    ) -> impl Iterator<Item = EndpointRef<'a>> {
+        service.endpoints.iter().filter_map(|endpoint| {
             let workload = self.workload(&endpoint.workload_uid)?;
             // What the workload says of itself takes precedence.
             workload.ports_for(&service.host).is_none().then_some(EndpointRef {
@@ -172,8 +187,7 @@ impl Mesh {
                 ports: &endpoint.ports,
                 health: endpoint.health,
             })
-        });
-        self.workloads.endpoints_of(&service.host).chain(explicit)
+        })
     }
 
     /// The known services that `workload` names as its own.

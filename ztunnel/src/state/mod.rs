@@ -5,9 +5,11 @@
 //! [`route`] for a connection that a local workload opens, [`inbound`] for one that arrives at a local workload,
 //! [`balance`] for the choice of an endpoint. None of them does I/O or reads a clock.
 
+pub mod avoided;
 pub mod balance;
 mod cow_list;
 pub(crate) mod cow_map;
+mod endpoints;
 pub mod inbound;
 mod intern;
 mod mesh;
@@ -16,10 +18,12 @@ mod publish;
 pub mod route;
 mod services;
 pub mod static_config;
+mod weighted_list;
 mod workloads;
 pub mod xds;
 
+pub use endpoints::EndpointRef;
 pub use intern::Interner;
-pub use mesh::{EndpointRef, Mesh, Owner, Removed};
+pub use mesh::{Mesh, Owner, Removed};
 pub use publish::MeshState;
 pub use static_config::{StaticConfig, StaticConfigError};

@@ -21,7 +21,9 @@ use identity::ExpectedPeers;
 use thiserror::Error;
 
 use self::upstream::{Upstream, no_valid_destination};
+use super::avoided::Avoiding;
 use super::balance::{self, Resolution};
+use super::endpoints::Group;
 use super::mesh::{Mesh, Owner};
 use super::model::{BalanceMode, Destination, GatewayAddress, Service, TunnelProtocol, Workload};
 
@@ -46,6 +48,24 @@ pub enum Route {
     Hbone(HboneRoute),
     /// Through a tunnel to another network's gateway, and inside it through a tunnel to the destination.
     DoubleHbone(DoubleHboneRoute),
+}
+
+impl Route {
+    /// The workload that the connection is made to, and the port for which it was chosen: what is to be avoided when it
+    /// cannot be reached. None when no workload is known there.
+    pub fn endpoint(&self) -> Option<(&Arc<Workload>, u16)> {
+        match self {
+            Self::Plain(route) => Some((route.workload.as_ref()?, route.target.port())),
+            Self::Hbone(route) => match (route.hop, &route.authority) {
+                (Hop::Destination, RouteAuthority::Address(address)) => {
+                    Some((&route.workload, address.port()))
+                }
+                (Hop::Destination, RouteAuthority::Resolved(port)) => Some((&route.workload, *port)),
+                _ => Some((&route.workload, route.target.port())),
+            },
+            Self::DoubleHbone(route) => Some((&route.gateway, route.target.port())),
+        }
+    }
 }
 
 /// A TCP connection without TLS.
@@ -109,6 +129,16 @@ pub enum Target {
     },
 }
 
+impl Target {
+    /// The port to connect to.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Resolve { port, .. } => *port,
+        }
+    }
+}
+
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -166,17 +196,20 @@ pub enum RouteError {
 
 /// Decides where the connection goes that `source` opens from `source_ip` to `destination`.
 ///
-/// Pure: the same view, arguments and random numbers give the same route.
+/// Endpoints that are avoided are passed over where their service has others; in nothing else does the decision depend on
+/// them. Pure: the same view, arguments and random numbers give the same route.
 pub fn route(
     mesh: &Mesh,
     config: &RouteConfig,
     source: &Workload,
     source_ip: IpAddr,
     destination: SocketAddr,
+    avoid: Avoiding<'_>,
     rng: &mut Rng,
 ) -> Result<Route, RouteError> {
     let router = Router {
         mesh,
+        avoid,
         config,
         source,
         source_ip: source_ip.to_canonical(),
@@ -203,8 +236,11 @@ pub fn unknown(
         Some(Owner::Service(service)) => {
             let weighted = service.weighted_waypoints.iter().map(|waypoint| &waypoint.destination);
             // The gateway of one's own network is named too, and never needed.
-            let remote =
-                mesh.endpoints(service).filter(|endpoint| endpoint.workload.network != source.network);
+            // The endpoints of a group have their network's gateway in common.
+            let groups = mesh.endpoint_groups(service).map(Group::representative);
+            let remote = groups
+                .chain(mesh.explicit_endpoints(service))
+                .filter(|endpoint| endpoint.workload.network != source.network);
             let networks = remote.filter_map(|endpoint| endpoint.workload.network_gateway.as_ref());
             service.waypoint.iter().chain(weighted).chain(networks).find(is_unknown)
         }
@@ -214,6 +250,7 @@ pub fn unknown(
 
 struct Router<'a> {
     mesh: &'a Mesh,
+    avoid: Avoiding<'a>,
     config: &'a RouteConfig,
     source: &'a Workload,
     source_ip: IpAddr,
@@ -378,7 +415,7 @@ impl<'a> Router<'a> {
         resolution: Resolution,
         rng: &mut Rng,
     ) -> Result<Option<Upstream<'a>>, RouteError> {
-        match balance::choose(self.mesh, service, port, self.source, resolution, rng) {
+        match balance::choose(self.mesh, service, port, self.source, resolution, self.avoid, rng) {
             Some(choice) => Upstream::new(choice.workload, Some(service), choice.port, hint).map(Some),
             None => Ok(None),
         }

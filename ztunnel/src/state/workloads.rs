@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::cow_list::{CowList, Ranked};
 use super::cow_map::CowMap;
-use super::model::{Health, NamespacedHostname, NetworkAddress, PortMap, TunnelProtocol, Workload};
+use super::endpoints::{Endpoint, EndpointRef, Endpoints, Group};
+use super::model::{Health, NamespacedHostname, NetworkAddress, TunnelProtocol, Workload};
 
 /// All workloads. Removing one leaves no trace of it in any index, and what a lookup finds does not depend on the order
 /// in which they came.
@@ -20,7 +21,7 @@ pub(crate) struct Workloads {
     /// Workloads of this node by (namespace, service account).
     local: CowMap<(Arc<str>, Arc<str>), CowList<Candidate>>,
     /// The workloads that name a service, whether or not that service is known yet.
-    endpoints: CowMap<NamespacedHostname, CowList<Endpoint>>,
+    endpoints: CowMap<NamespacedHostname, Endpoints>,
 }
 
 /// One of the workloads that could be meant by an address or a name; the best comes first.
@@ -29,24 +30,6 @@ pub(crate) struct Workloads {
 /// one address, the one that is being deleted is unhealthy.
 #[derive(Clone, Debug)]
 struct Candidate(Arc<Workload>);
-
-/// A workload as an endpoint of the `service`-th of its services. Ordered by uid.
-#[derive(Clone, Debug)]
-struct Endpoint {
-    workload: Arc<Workload>,
-    service: u32,
-}
-
-/// What a service knows of one of its endpoints.
-#[derive(Clone, Copy, Debug)]
-pub struct EndpointRef<'a> {
-    /// The workload behind it.
-    pub workload: &'a Arc<Workload>,
-    /// Its ports for this service.
-    pub ports: &'a PortMap,
-    /// Its health for this service.
-    pub health: Health,
-}
 
 impl Workloads {
     pub(crate) fn new(node: Option<Arc<str>>) -> Self {
@@ -72,7 +55,7 @@ impl Workloads {
             self.local.get_or_default(&account_key(&workload)).put(Candidate(workload.clone()));
         }
         for (service, (host, _)) in (0..).zip(workload.services.iter()) {
-            self.endpoints.get_or_default(host).put(Endpoint { workload: workload.clone(), service });
+            self.endpoints.get_or_default(host).put(Endpoint::new(&workload, service));
         }
     }
 
@@ -85,7 +68,7 @@ impl Workloads {
 
     /// Takes `workload` out of the indices. Endpoints stay that `successor`, the next version of the same workload, is
     /// going to replace where they stand.
-    fn unindex(&mut self, workload: &Arc<Workload>, successor: Option<&Workload>) {
+    fn unindex(&mut self, workload: &Arc<Workload>, successor: Option<&Arc<Workload>>) {
         let candidate = Candidate(workload.clone());
         for address in workload.indexed_addresses() {
             take_from(&mut self.by_address, &address, &candidate);
@@ -95,9 +78,25 @@ impl Workloads {
         }
         take_from(&mut self.local, &account_key(workload), &candidate);
         for (service, (host, _)) in (0..).zip(workload.services.iter()) {
-            if successor.is_none_or(|successor| successor.ports_for(host).is_none()) {
-                take_from(&mut self.endpoints, host, &Endpoint { workload: workload.clone(), service });
+            let endpoint = Endpoint::new(workload, service);
+            let is_replaced = |successor| {
+                let next = endpoint_of(successor, host);
+                next.is_some_and(|next| next.shares_place_with(&endpoint))
+            };
+            if !successor.is_some_and(is_replaced) {
+                self.take_endpoint(host, &endpoint);
             }
+        }
+    }
+
+    fn take_endpoint(&mut self, host: &NamespacedHostname, endpoint: &Endpoint) {
+        if self.endpoints.get(host).is_none() {
+            return;
+        }
+        let endpoints = self.endpoints.get_or_default(host);
+        endpoints.take(endpoint);
+        if endpoints.is_empty() {
+            self.endpoints.remove(host);
         }
     }
 
@@ -138,22 +137,20 @@ impl Workloads {
 
     /// The workloads that name the service `host`.
     pub(crate) fn endpoints_of(&self, host: &NamespacedHostname) -> impl Iterator<Item = EndpointRef<'_>> {
-        self.endpoints.get(host).into_iter().flat_map(CowList::iter).map(Endpoint::view)
+        self.endpoints.get(host).into_iter().flat_map(Endpoints::iter)
+    }
+
+    /// The workloads that name the service `host`, by what load balancing asks of them.
+    pub(crate) fn endpoint_groups<'a>(
+        &'a self,
+        host: &NamespacedHostname,
+    ) -> impl Iterator<Item = &'a Group> + use<'a> {
+        self.endpoints.get(host).into_iter().flat_map(Endpoints::groups)
     }
 
     /// Every service name that some workload names.
     pub(crate) fn named_services(&self) -> impl Iterator<Item = &NamespacedHostname> {
         self.endpoints.iter().map(|(host, _)| host)
-    }
-}
-
-impl Endpoint {
-    fn view(&self) -> EndpointRef<'_> {
-        EndpointRef {
-            workload: &self.workload,
-            ports: &self.workload.services[self.service as usize].1,
-            health: self.workload.health,
-        }
     }
 }
 
@@ -164,12 +161,6 @@ impl Ranked for Candidate {
             Reverse((workload.is_pod(), workload.tunnel_protocol == TunnelProtocol::Hbone, is_healthy))
         }
         key(self).cmp(&key(other)).then_with(|| self.0.uid.cmp(&other.0.uid))
-    }
-}
-
-impl Ranked for Endpoint {
-    fn rank(&self, other: &Self) -> Ordering {
-        self.workload.uid.cmp(&other.workload.uid)
     }
 }
 
@@ -192,6 +183,12 @@ where
     if list.is_empty() {
         index.remove(key);
     }
+}
+
+/// `workload` as an endpoint of `host`, when it is one.
+fn endpoint_of(workload: &Arc<Workload>, host: &NamespacedHostname) -> Option<Endpoint> {
+    let (service, _) = (0..).zip(workload.services.iter()).find(|(_, (name, _))| name == host)?;
+    Some(Endpoint::new(workload, service))
 }
 
 fn hostname_key(workload: &Workload) -> Option<NamespacedHostname> {

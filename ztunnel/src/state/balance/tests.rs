@@ -16,7 +16,7 @@ fn drawn(mesh: &Mesh, client: &str, port: u16, resolution: Resolution) -> BTreeS
     let client = mesh.workload(client).unwrap();
     let mut rng = Rng::with_seed(3);
     (0..200)
-        .filter_map(|_| choose(mesh, service, port, client, resolution, &mut rng))
+        .filter_map(|_| choose(mesh, service, port, client, resolution, Avoiding::NOBODY, &mut rng))
         .map(|choice| format!("{}:{}", choice.workload.uid, choice.port))
         .collect()
 }
@@ -151,7 +151,9 @@ services: [{{name: svc, namespace: ns, hostname: svc, vips: [], ports: {{80: 80}
         let mut rng = Rng::with_seed(5);
         let draws = 8000;
         let ones = (0..draws)
-            .filter_map(|_| choose(&mesh, service, 80, client, Resolution::Standard, &mut rng))
+            .filter_map(|_| {
+                choose(&mesh, service, 80, client, Resolution::Standard, Avoiding::NOBODY, &mut rng)
+            })
             .filter(|choice| &*choice.workload.uid == "one")
             .count();
         let share = f64::from(one) / (f64::from(one) + f64::from(two));

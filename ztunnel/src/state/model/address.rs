@@ -65,7 +65,7 @@ impl fmt::Display for NamespacedHostname {
 pub struct NotNamespacedHostname;
 
 /// Where a waypoint or a network gateway listens for HBONE.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GatewayAddress {
     /// The workload or service that is the gateway.
     pub destination: Destination,
@@ -80,7 +80,7 @@ impl fmt::Display for GatewayAddress {
 }
 
 /// How a [`GatewayAddress`] names its gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Destination {
     /// By the address of a workload or the virtual IP of a service.
     Address(NetworkAddress),

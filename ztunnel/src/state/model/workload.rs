@@ -92,6 +92,11 @@ impl Workload {
         addresses.iter().map(|address| NetworkAddress { network: self.network.clone(), address: *address })
     }
 
+    /// False for a workload that stands for something behind a gateway.
+    pub fn has_address_or_hostname(&self) -> bool {
+        !self.addresses.is_empty() || !self.hostname.is_empty()
+    }
+
     /// True when the workload is a Kubernetes pod, as its uid tells.
     pub fn is_pod(&self) -> bool {
         self.uid.contains("//Pod/")

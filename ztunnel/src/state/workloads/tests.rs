@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::state::model::NetworkMode;
+use crate::state::model::{NetworkMode, PortMap};
 
 fn host(hostname: &str) -> NamespacedHostname {
     NamespacedHostname { namespace: "ns".into(), hostname: hostname.into() }
@@ -201,8 +201,9 @@ proptest! {
             let name = host(&service.to_string());
             let mut expected: Vec<_> =
                 all.iter().filter(|workload| workload.ports_for(&name).is_some()).map(|workload| &*workload.uid).collect();
-            let found: Vec<_> = workloads.endpoints_of(&name).map(|endpoint| &*endpoint.workload.uid).collect();
+            let mut found: Vec<_> = workloads.endpoints_of(&name).map(|endpoint| &*endpoint.workload.uid).collect();
             expected.sort_unstable();
+            found.sort_unstable();
             prop_assert_eq!(found, expected);
         }
         for workload in &all {

@@ -7,6 +7,7 @@ use xds_client::prost::Message as _;
 
 use super::*;
 use crate::policy::Access;
+use crate::state::avoided::Avoiding;
 use crate::state::model::{Health, Service, TunnelProtocol, Workload};
 use crate::state::route::{Route, RouteConfig, RouteError, route};
 
@@ -108,6 +109,7 @@ impl Scene {
             &source,
             [10, 0, 0, 99].into(),
             destination,
+            Avoiding::NOBODY,
             &mut Rng::with_seed(0),
         )
     }

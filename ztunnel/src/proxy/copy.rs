@@ -8,6 +8,9 @@
 //! - *A reset of the source* (RST, RST_STREAM, the tunnel died) ends both directions and resets both ends: an
 //!   application must be able to tell a connection that was cut from one that was finished (RFC 9113, 8.5). The reset
 //!   follows the bytes: what came before it is delivered first, if the other end takes it soon.
+//! - *CONNECT_ERROR from a waypoint* is its way to close a connection, a complete one too, and as good as end of data in
+//!   both directions. Envoy resets a stream so when the HTTP/1.1 connection inside it ends with `connection: close`, right
+//!   after the response.
 //! - *A sink that takes no more* only ends its own direction. What it still had to say is read by the other one, and
 //!   so is the reset that follows.
 //! - *The caller interrupts it*, because the pod ends or the connection is not allowed any more, and *one direction has
@@ -47,6 +50,15 @@ pub(crate) enum Upstream {
     Tcp(TcpStream),
     /// A stream in a tunnel, and whether we have cut that tunnel since.
     Hbone(HboneStream, CutMark),
+}
+
+/// Who is at the other end of a tunnel, as far as it matters for what the end of a stream means.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TunnelPeer {
+    /// A node proxy, which resets streams only for connections that were cut.
+    NodeProxy,
+    /// A waypoint, which resets streams also for connections that came to their end.
+    Waypoint,
 }
 
 /// Bytes of application data carried so far.
@@ -110,10 +122,11 @@ pub async fn tcp_to_tcp(
 pub async fn tcp_to_hbone(
     client: TcpStream,
     upstream: HboneStream,
+    peer: TunnelPeer,
     counts: &Transfer,
     limits: &impl Limits,
 ) -> Result<(), CopyError> {
-    let (mut client, mut upstream) = (TcpEnd::new(client), HboneEnd::new(upstream));
+    let (mut client, mut upstream) = (TcpEnd::new(client), HboneEnd::new(upstream, peer));
     let ended = {
         let (read, write) = client.stream.split();
         let (source, sink) = upstream.split();
@@ -136,7 +149,7 @@ pub async fn hbone_to_tcp(
     counts: &Transfer,
     limits: &impl Limits,
 ) -> Result<(), CopyError> {
-    let (mut client, mut upstream) = (HboneEnd::new(client), TcpEnd::new(upstream));
+    let (mut client, mut upstream) = (HboneEnd::new(client, TunnelPeer::NodeProxy), TcpEnd::new(upstream));
     let ended = {
         let (read, write) = upstream.stream.split();
         let (source, sink) = client.split();

@@ -10,14 +10,14 @@ use redirect::socket::connect;
 
 use super::accept::Accepted;
 use super::classify::{self, ClassifyError};
-use super::copy::{self, Transfer, Upstream};
+use super::copy::{self, Transfer, TunnelPeer, Upstream};
 use super::error::{ConnectionError, os_error};
 use super::pod::LocalPod;
 use super::report::{Direction, Party, Record, deny_early};
 use super::task_set::Place;
 use super::tunnel::{self, TunnelKey, unless_reset};
 use crate::state::model::{Service, Workload};
-use crate::state::route::{HboneRoute, PlainRoute, Route, RouteAuthority};
+use crate::state::route::{HboneRoute, Hop, PlainRoute, Route, RouteAuthority};
 
 /// Serves one connection, from classification to its report.
 pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Place) {
@@ -30,6 +30,7 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
     };
     let record = plan.record(&accepted).open(&pod.open);
     let Accepted { stream: client, peer, .. } = *accepted;
+    let tunnel_peer = plan.tunnel_peer;
     let connecting = unless_reset(&client, plan.connect(&pod, peer));
     let connected = Box::pin(record.cutter().unless_cut(connecting)).await;
     let result = match connected {
@@ -37,7 +38,8 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
             copy::tcp_to_tcp(client, upstream, record.transfer(), record.limits()).await.map_err(Into::into)
         }
         Ok(Upstream::Hbone(upstream, cut)) => {
-            let result = copy::tcp_to_hbone(client, upstream, record.transfer(), record.limits()).await;
+            let (counts, limits) = (record.transfer(), record.limits());
+            let result = copy::tcp_to_hbone(client, upstream, tunnel_peer, counts, limits).await;
             // Tunnels are cut for one reason only, and it goes before whatever that looked like from inside.
             if cut.is_set() { Err(ConnectionError::Revoked) } else { result.map_err(Into::into) }
         }
@@ -51,6 +53,7 @@ struct Plan {
     source: Arc<Workload>,
     destination: Option<Arc<Workload>>,
     service: Option<Arc<Service>>,
+    tunnel_peer: TunnelPeer,
     way: Way,
 }
 
@@ -66,9 +69,10 @@ async fn decide(pod: &LocalPod, accepted: &Accepted) -> Result<Plan, ClassifyErr
     match classify::outbound(pod, &source, accepted).await? {
         Route::Plain(PlainRoute { target, workload, service }) => {
             let address = classify::resolve(&target).await?;
-            Ok(Plan { source, destination: workload, service, way: Way::Plain(address) })
+            let tunnel_peer = TunnelPeer::NodeProxy;
+            Ok(Plan { source, destination: workload, service, tunnel_peer, way: Way::Plain(address) })
         }
-        Route::Hbone(HboneRoute { target, authority, identities, workload, service, .. }) => {
+        Route::Hbone(HboneRoute { target, authority, identities, workload, service, hop }) => {
             let peer = classify::resolve(&target).await?;
             let authority = match authority {
                 RouteAuthority::Address(address) => Authority::from(address),
@@ -81,6 +85,10 @@ async fn decide(pod: &LocalPod, accepted: &Accepted) -> Result<Plan, ClassifyErr
                 source,
                 destination: Some(workload),
                 service,
+                tunnel_peer: match hop {
+                    Hop::Destination => TunnelPeer::NodeProxy,
+                    Hop::Waypoint => TunnelPeer::Waypoint,
+                },
                 way: Way::Hbone(Box::new(key), authority),
             })
         }

@@ -7,23 +7,24 @@ use std::io;
 use bytes::Bytes;
 use hbone::{Ending, ErrorCode, HboneStream, RecvHalf, SendHalf, StreamError};
 
-use super::{End, Manner, Sink, Source, SourceCut, add};
+use super::{End, Manner, Sink, Source, SourceCut, TunnelPeer, add};
 
 /// A stream that is reset when it is dropped, unless it has finished.
 pub(super) struct HboneEnd {
     recv: RecvHalf,
     send: RefCell<SendHalf>,
+    peer: TunnelPeer,
     finished: Cell<bool>,
 }
 
 impl HboneEnd {
-    pub(super) fn new(HboneStream { send, recv }: HboneStream) -> Self {
-        Self { recv, send: RefCell::new(send), finished: Cell::new(false) }
+    pub(super) fn new(HboneStream { send, recv }: HboneStream, peer: TunnelPeer) -> Self {
+        Self { recv, send: RefCell::new(send), peer, finished: Cell::new(false) }
     }
 
     pub(super) fn split(&mut self) -> (HboneSource<'_>, HboneSink<'_>) {
-        let Self { recv, send, .. } = self;
-        (HboneSource { recv, send, at_end: false }, HboneSink(send))
+        let Self { recv, send, peer, .. } = self;
+        (HboneSource { recv, send, peer: *peer, at_end: false }, HboneSink(send))
     }
 }
 
@@ -55,24 +56,26 @@ pub(super) struct HboneSource<'a> {
     /// The other half, which is the one that learns of resets. Both are polled by one task, and never held across an
     /// await.
     send: &'a RefCell<SendHalf>,
+    peer: TunnelPeer,
     /// Nothing more is to be delivered.
     at_end: bool,
 }
 
 impl Source for HboneSource<'_> {
     async fn chunk(&mut self) -> Result<Option<Bytes>, SourceCut> {
-        let chunk = self.recv.chunk().await.map_err(cut_stream)?;
+        let chunk = self.recv.chunk().await.map_err(|error| cut_stream(error, self.peer))?;
         self.at_end = chunk.is_none();
         Ok(chunk)
     }
 
     async fn cut(&mut self) -> SourceCut {
         let error = poll_fn(|context| self.send.borrow_mut().poll_closed(context)).await;
-        if error.ending() == Ending::EndOfData && !self.at_end {
+        let cut = cut_stream(error, self.peer);
+        if cut.manner == Manner::Quiet && !self.at_end {
             // What came before is still to be delivered; the next chunk tells.
             std::future::pending::<()>().await;
         }
-        cut_stream(error)
+        cut
     }
 }
 
@@ -93,12 +96,14 @@ impl Sink for HboneSink<'_> {
     }
 }
 
-/// CONNECT_ERROR is how a proxy says that the TCP connection behind it was reset (RFC 9113, 8.5); NO_ERROR and CANCEL
-/// are how peers end a stream of which nothing is missing.
-fn cut_stream(error: StreamError) -> SourceCut {
-    let manner = match error.ending() {
-        Ending::EndOfData => Manner::Quiet,
-        Ending::Disconnected | Ending::Failed => Manner::Reset,
+/// CONNECT_ERROR is how a node proxy says that the TCP connection behind it was reset (RFC 9113, 8.5); NO_ERROR and CANCEL
+/// are how peers end a stream of which nothing is missing, and CONNECT_ERROR is too if they are waypoints.
+fn cut_stream(error: StreamError, peer: TunnelPeer) -> SourceCut {
+    let manner = match (error.ending(), &error, peer) {
+        (Ending::EndOfData, ..) | (_, StreamError::Reset(ErrorCode::CONNECT_ERROR), TunnelPeer::Waypoint) => {
+            Manner::Quiet
+        }
+        (Ending::Disconnected | Ending::Failed, ..) => Manner::Reset,
     };
     let error = match error {
         StreamError::Reset(ErrorCode::CONNECT_ERROR) => io::Error::new(io::ErrorKind::ConnectionReset, error),

@@ -13,12 +13,18 @@ use identity::{
     CertificateChain, ExpectedPeers, Issuer as _, LocalCa, PrivateKey, SpiffeId, Tls, TlsOptions,
     WorkloadCertificate, certificate_request,
 };
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
 use crate::Result;
+use crate::istiod::IssuedFiles;
 use crate::traffic::{bounded, connect};
+
+/// What a tunnel can be made over.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + 'static> Transport for T {}
 
 /// An HTTP/2 connection over mutual TLS, as one tunnel between two proxies. Dropping it closes the connection.
 ///
@@ -41,13 +47,25 @@ impl HbonePeer {
         server: &str,
     ) -> Result<HbonePeer> {
         let certificate = issue(ca_directory, &own.parse()?).await?;
-        let config = certificate.client_config(&ExpectedPeers::from(server.parse::<SpiffeId>()?));
-        let tcp = connect(target).await?;
-        bounded("the HBONE handshake", Self::handshake(tcp, TlsConnector::from(config))).await
+        Self::authenticated(connect(target).await?, &certificate, server).await
     }
 
-    async fn handshake(tcp: TcpStream, tls: TlsConnector) -> Result<HbonePeer> {
-        let stream = tls.connect(identity::unnamed_server(), tcp).await.context("TLS handshake")?;
+    /// As [`connect`](Self::connect), over any byte stream, with a certificate of a scripted istiod's authority.
+    pub async fn over(stream: impl Transport, own: &IssuedFiles, server: &str) -> Result<HbonePeer> {
+        Self::authenticated(stream, &own.certificate()?, server).await
+    }
+
+    async fn authenticated(
+        stream: impl Transport,
+        own: &WorkloadCertificate,
+        server: &str,
+    ) -> Result<HbonePeer> {
+        let config = own.client_config(&ExpectedPeers::from(server.parse::<SpiffeId>()?));
+        bounded("the HBONE handshake", Self::handshake(stream, TlsConnector::from(config))).await
+    }
+
+    async fn handshake(stream: impl Transport, tls: TlsConnector) -> Result<HbonePeer> {
+        let stream = tls.connect(identity::unnamed_server(), stream).await.context("TLS handshake")?;
         let (requests, connection) = h2::client::handshake(stream).await.context("HTTP/2 handshake")?;
         // Its errors come out of the requests.
         let driver = tokio::task::spawn_local(async move { drop(connection.await) }).abort_handle();
@@ -86,6 +104,34 @@ pub struct HboneReply {
 }
 
 impl HboneReply {
+    /// The stream as bytes, for what is to be inside. Only within [`Namespace::spawn`](crate::Namespace::spawn), whose
+    /// end ends it.
+    pub fn into_stream(self) -> DuplexStream {
+        let (outside, inside) = tokio::io::duplex(64 * 1024);
+        let (mut from_inside, mut to_inside) = tokio::io::split(inside);
+        let Self { mut send, mut receive, .. } = self;
+        // Whatever ends one of the two ends what is inside, which tells.
+        tokio::task::spawn_local(async move {
+            let mut buffer = vec![0; 16 * 1024];
+            loop {
+                let read = from_inside.read(&mut buffer).await?;
+                send.send_data(Bytes::copy_from_slice(&buffer[..read]), read == 0)?;
+                if read == 0 {
+                    return Ok::<_, anyhow::Error>(());
+                }
+            }
+        });
+        tokio::task::spawn_local(async move {
+            while let Some(data) = receive.data().await {
+                let data = data?;
+                to_inside.write_all(&data).await?;
+                receive.flow_control().release_capacity(data.len())?;
+            }
+            to_inside.shutdown().await.map_err(anyhow::Error::from)
+        });
+        outside
+    }
+
     /// Sends bytes through the tunnel and reads as many back, which must be the same.
     pub async fn round_trip(&mut self, question: &'static [u8]) -> Result<()> {
         bounded("a round trip through the tunnel", async {

@@ -33,7 +33,7 @@ pub use resources::{
     CLUSTER, from_pod, hostname, pod_uid, policy, service_key, service_of, waypoint, without_identity,
     workload_of,
 };
-pub use script::ScriptedCa;
+pub use script::{IssuedFiles, ScriptedCa};
 pub use session::Answer;
 pub use shared::{Answered, Demand, FirstRequest, Refusal};
 pub use tonic::Code;

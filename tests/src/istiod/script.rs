@@ -6,12 +6,15 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
+use identity::{CertificateChain, PrivateKey, Tls, TlsOptions, WorkloadCertificate};
+use rcgen::KeyPair;
 use tonic::{Code, Status};
 use xds_client::ResourceType;
 use xds_client::discovery::DeltaDiscoveryResponse;
 use xds_client::prost::Message as _;
 
 use super::admission::Caller;
+use super::authority::{BACKDATE, Wanted};
 use super::ca::{CaBehaviour, CaRequest, Impersonation};
 use super::session::Answer;
 use super::shared::{Answered, Command, Demand, FirstRequest, Refusal, Shared};
@@ -219,6 +222,29 @@ impl Answered {
     }
 }
 
+/// A certificate with its key, PEM.
+#[derive(Clone)]
+pub struct IssuedFiles {
+    /// Whose it is.
+    pub identity: String,
+    /// The private key.
+    pub key: String,
+    /// The leaf, and intermediates if there are any.
+    pub chain: String,
+    /// All trusted roots.
+    pub roots: String,
+}
+
+impl IssuedFiles {
+    /// The certificate as a proxy of ours would use it.
+    pub(crate) fn certificate(&self) -> Result<WorkloadCertificate> {
+        let key = PrivateKey::from_pkcs8_pem(self.key.as_bytes())?;
+        let chain = CertificateChain::from_pem_elements(&[&self.chain, &self.roots])?;
+        let tls = Tls::new(TlsOptions::default());
+        Ok(WorkloadCertificate::new(&self.identity.parse()?, key, chain, &tls, SystemTime::now())?)
+    }
+}
+
 /// The certificate authority of a [`ScriptedIstiod`].
 #[derive(Clone, Copy)]
 pub struct ScriptedCa<'a> {
@@ -275,6 +301,22 @@ impl ScriptedCa<'_> {
     /// All trusted roots, PEM.
     pub fn roots(&self) -> String {
         self.shared.state().authority.bundle()
+    }
+
+    /// A certificate for a proxy that does not ask for one itself, from now and for a day.
+    pub fn issue(&self, identity: &str) -> Result<IssuedFiles> {
+        let key = KeyPair::generate()?;
+        let now = SystemTime::now();
+        let not_after = now + Duration::from_secs(24 * 60 * 60);
+        let wanted = Wanted { identity, key: &key, not_before: now - BACKDATE, not_after };
+        let mut chain = self.shared.change(|state| state.authority.issue(&wanted))?;
+        let roots = chain.pop().context("the bundle comes last")?;
+        Ok(IssuedFiles {
+            identity: identity.to_owned(),
+            key: key.serialize_pem(),
+            chain: chain.concat(),
+            roots,
+        })
     }
 
     /// Revokes every certificate issued to the identity so far. Takes effect for whoever reads the

@@ -19,6 +19,8 @@
 mod authority;
 mod client;
 mod error_code;
+mod fault;
+mod guard;
 pub mod headers;
 mod keepalive;
 mod pool;
@@ -33,6 +35,8 @@ pub use client::{
     TunnelError,
 };
 pub use error_code::ErrorCode;
+pub use fault::TunnelFault;
+pub use guard::Flood;
 pub use pool::{Pool, PoolError};
 pub use server::{AcceptError, IncomingConnect, Refusal, Server};
 pub use settings::{ClientSettings, KeepAlive, PoolSettings, ServerSettings};

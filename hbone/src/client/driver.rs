@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Availability, Shared, Tunnel};
 use crate::error_code::ErrorCode;
+use crate::guard::{Flood, Guarded, Meter};
 use crate::keepalive::{PeerIsSilent, Pinger};
 use crate::settings::ClientSettings;
 use crate::stream::{Piece, StreamError};
@@ -29,7 +30,8 @@ const NOT_KNOWN_YET: usize = usize::MAX - 1;
 #[must_use = "a tunnel only works while its driver is polled"]
 pub struct Driver<IO> {
     /// Taken when the tunnel has ended, so that the transport closes then and not when the future goes.
-    connection: Option<Connection<IO, Piece>>,
+    connection: Option<Connection<Guarded<IO>, Piece>>,
+    meter: Rc<Meter>,
     pinger: Option<Pinger>,
     shared: Weak<Shared>,
     stream_window: u32,
@@ -63,6 +65,9 @@ pub enum TunnelError {
     /// The peer broke the protocol, so this side shut the tunnel down.
     #[error("the peer violated the protocol: {0}")]
     Violation(ErrorCode),
+    /// The peer sent too many frames that carry nothing, so this side shut the tunnel down.
+    #[error("the peer sent too many frames that carry nothing: {0:?}")]
+    Flood(Flood),
     /// The byte stream under the tunnel failed or ended.
     #[error("the tunnel's transport failed")]
     Transport(#[source] io::Error),
@@ -80,13 +85,15 @@ impl Tunnel {
     where
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let handshake = engine_settings(settings).handshake::<_, Piece>(io);
+        let meter = Rc::new(Meter::new());
+        let handshake = engine_settings(settings).handshake::<_, Piece>(Guarded::client(io, &meter));
         let (sender, mut connection) =
             timeout_at(deadline, handshake).await.map_err(|_| HandshakeError::Deadline)??;
         let shared = Rc::new(Shared::new(sender, settings.max_streams));
         let driver = Driver {
             pinger: connection.ping_pong().map(|pings| Pinger::new(settings.keep_alive, pings)),
             connection: Some(connection),
+            meter,
             shared: Rc::downgrade(&shared),
             stream_window: settings.stream_window,
             initial_window: settings.connection_window,
@@ -129,11 +136,16 @@ where
                 connection.set_target_window_size(window);
             }
         }
+        self.meter.begin_turn();
         let outcome = Pin::new(connection).poll(cx);
         if let Some(shared) = self.shared.upgrade() {
             shared.learn();
         }
-        outcome.map_err(TunnelError::from)
+        // The engine's client knows no abrupt shutdown: such a peer is told by the end of the transport.
+        match self.meter.flood() {
+            Some(flood) => Poll::Ready(Err(TunnelError::Flood(flood))),
+            None => outcome.map_err(TunnelError::from),
+        }
     }
 }
 

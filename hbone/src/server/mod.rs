@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::client::{HandshakeError, TunnelError};
 use crate::error_code::ErrorCode;
+use crate::guard::{Guarded, Meter};
 use crate::keepalive::{PeerIsSilent, Pinger};
 use crate::settings::ServerSettings;
 use crate::stream::Piece;
@@ -37,7 +38,8 @@ const MOST_HANDLERS: usize = 2;
 /// An accepted tunnel. Dropping it closes the transport; all streams end as if the connection had been
 /// lost.
 pub struct Server<IO> {
-    connection: h2::server::Connection<IO, Piece>,
+    connection: h2::server::Connection<Guarded<IO>, Piece>,
+    meter: Rc<Meter>,
     pinger: Option<Pinger>,
     streams: Rc<Cell<usize>>,
     most_streams: usize,
@@ -59,12 +61,14 @@ where
         settings: &ServerSettings,
         deadline: Instant,
     ) -> Result<Self, HandshakeError> {
-        let handshake = engine_settings(settings).handshake::<_, Piece>(io);
+        let meter = Rc::new(Meter::new());
+        let handshake = engine_settings(settings).handshake::<_, Piece>(Guarded::server(io, &meter));
         let mut connection =
             timeout_at(deadline, handshake).await.map_err(|_| HandshakeError::Deadline)??;
         Ok(Server {
             pinger: connection.ping_pong().map(|pings| Pinger::new(settings.keep_alive, pings)),
             connection,
+            meter,
             streams: Rc::new(Cell::new(0)),
             most_streams: MOST_HANDLERS * settings.max_streams as usize,
             stream_window: settings.stream_window,
@@ -107,19 +111,21 @@ where
         if let Some(pinger) = &mut self.pinger
             && let Poll::Ready(PeerIsSilent) = pinger.poll_silent(cx)
         {
-            self.abort();
-            // One attempt to send the GOAWAY; nobody may be there to take it.
-            let _ = self.connection.poll_accept(cx);
-            self.ended = true;
-            return Poll::Ready(Some(Err(TunnelError::Silent)));
+            return self.give_up(cx, ErrorCode::NO_ERROR, TunnelError::Silent);
         }
+        self.meter.begin_turn();
         loop {
             self.fit_window();
-            match ready!(self.connection.poll_accept(cx)) {
+            let accepted = self.connection.poll_accept(cx);
+            if let Some(flood) = self.meter.flood() {
+                return self.give_up(cx, ErrorCode::ENHANCE_YOUR_CALM, TunnelError::Flood(flood));
+            }
+            match ready!(accepted) {
                 Some(Ok((_, mut respond))) if self.streams.get() >= self.most_streams => {
                     respond.send_reset(ErrorCode::REFUSED_STREAM.into());
                 }
                 Some(Ok((request, respond))) => {
+                    self.meter.served();
                     let live = LiveStream::new(&self.streams);
                     return Poll::Ready(Some(Ok(IncomingConnect::new(request, respond, live))));
                 }
@@ -133,6 +139,20 @@ where
                 }
             }
         }
+    }
+
+    /// Ends the tunnel because of its peer.
+    fn give_up(
+        &mut self,
+        cx: &mut Context<'_>,
+        code: ErrorCode,
+        error: TunnelError,
+    ) -> Poll<Option<Result<IncomingConnect, AcceptError>>> {
+        self.connection.abrupt_shutdown(code.into());
+        // One attempt to send the GOAWAY; nobody may be there to take it.
+        let _ = self.connection.poll_accept(cx);
+        self.ended = true;
+        Poll::Ready(Some(Err(error)))
     }
 
     fn fit_window(&mut self) {
@@ -152,7 +172,11 @@ fn engine_settings(settings: &ServerSettings) -> h2::server::Builder {
         .max_frame_size(settings.max_frame_size)
         .max_header_list_size(settings.max_header_list_size)
         .max_send_buffer_size(settings.send_buffer)
-        .max_concurrent_streams(settings.max_streams);
+        .max_concurrent_streams(settings.max_streams)
+        // As many as may be open may also be reset at once, by either side, without the tunnel being at fault: an
+        // application that closes all its connections does that. Floods of resets are for the guard.
+        .max_pending_accept_reset_streams(settings.max_streams as usize)
+        .max_concurrent_reset_streams(settings.max_streams as usize);
     builder
 }
 

@@ -101,6 +101,16 @@ impl Raw {
         self.io.write_all(&bytes).await.unwrap();
     }
 
+    /// Sends the same frame many times over, as long as somebody takes it. Nothing is read meanwhile.
+    pub(crate) async fn flood(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8], times: usize) {
+        let length = (payload.len() as u32).to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags];
+        frame.extend_from_slice(&stream.to_be_bytes());
+        frame.extend_from_slice(payload);
+        // The other side hangs up when it has had enough.
+        let _ = self.io.write_all(&frame.repeat(times)).await;
+    }
+
     pub(crate) async fn reset(&mut self, stream: u32, code: u32) {
         self.write(RST_STREAM, 0, stream, &code.to_be_bytes()).await;
     }

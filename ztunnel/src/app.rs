@@ -29,7 +29,8 @@ use xds_client::{Client, Demand, Mode};
 
 use crate::config::{AddressDemand, CaSource, Config, MeshSource, ProxyMode, XdsConfig};
 use crate::control_plane::{ControlPlane, RootWatch, SharedChannel};
-use crate::metrics::{DryRunVerdicts, HandshakeFailures};
+use crate::dns::DnsHandle;
+use crate::metrics::{DnsMetrics, DryRunVerdicts, HandshakeFailures};
 use crate::pods::{AgentMisbehaved, PodEvents, PodManager};
 use crate::proxy::{BoundPod, Listener, Stop};
 use crate::readiness::{self, Probes, Readiness, Task};
@@ -108,7 +109,7 @@ async fn control(config: Config) -> Result<(), AppError> {
     );
 
     let readiness = Readiness::default();
-    let ready = Tasks::register(&readiness);
+    let ready = Tasks::register(&readiness, &config);
     // Everything that runs beside the pods. Ends with this function.
     let mut beside = JoinSet::new();
     let observers = Observers::bind(&config)?;
@@ -122,6 +123,8 @@ async fn control(config: Config) -> Result<(), AppError> {
     let events = Arc::new(PodEvents::default());
     let dry_run = Arc::new(DryRunVerdicts::default());
     let handshake_failures = Arc::new(HandshakeFailures::default());
+    let dns_metrics = Arc::new(DnsMetrics::default());
+    let dns = DnsHandle::start(config.clone(), mesh.clone(), dns_metrics.clone())?;
     let observed = Observed {
         config: &config,
         mesh: &mesh,
@@ -130,6 +133,7 @@ async fn control(config: Config) -> Result<(), AppError> {
         events: &events,
         dry_run: &dry_run,
         handshake_failures: &handshake_failures,
+        dns: &dns_metrics,
     };
     let xds_metrics = observers.serve(observed, &mut beside);
     let (known, mesh_known) = watch::channel(false);
@@ -159,6 +163,7 @@ async fn control(config: Config) -> Result<(), AppError> {
         certificates,
         dry_run,
         handshake_failures,
+        dns,
         demand,
     });
     let workers = Workers::start(config.workers, &shared)?;
@@ -169,12 +174,13 @@ async fn control(config: Config) -> Result<(), AppError> {
             ProxyMode::Shared { agent } => {
                 let agent_ready = readiness.register("workload proxy manager");
                 ready.proxy.done();
+                ready.dns.into_iter().for_each(|dns| dns.done());
                 let manager =
                     PodManager::new(agent, shared.clone(), workers.handles().clone(), events, agent_ready);
                 manager.run(is_known(mesh_known), stopped(stopping)).await.map_err(AppError::from)
             }
             ProxyMode::Dedicated { workload } => {
-                let bound = BoundPod::bind(workload.clone(), None, &config.sockets)?;
+                let bound = BoundPod::bind(workload.clone(), None, &config)?;
                 let mut stopped = pin!(stopped(stopping));
                 // Not served before, since policies would be missing. Connections wait in the kernel's queue.
                 tokio::select! {
@@ -182,8 +188,9 @@ async fn control(config: Config) -> Result<(), AppError> {
                     _ = &mut stopped => return Ok(()),
                     () = is_known(mesh_known) => {}
                 }
-                let pod = bound.serve(workers.handles()).await;
+                let pod = bound.serve(workers.handles(), &shared.dns).await;
                 ready.proxy.done();
+                ready.dns.into_iter().for_each(|dns| dns.done());
                 pod.stop(stopped.await).await;
                 Ok(())
             }
@@ -210,11 +217,16 @@ async fn ended(beside: &mut JoinSet<()>) -> AppError {
 struct Tasks {
     mesh: Task,
     proxy: Task,
+    dns: Option<Task>,
 }
 
 impl Tasks {
-    fn register(readiness: &Readiness) -> Self {
-        Self { mesh: readiness.register("state manager"), proxy: readiness.register("proxy") }
+    fn register(readiness: &Readiness, config: &Config) -> Self {
+        Self {
+            mesh: readiness.register("state manager"),
+            proxy: readiness.register("proxy"),
+            dns: config.dns.enabled.then(|| readiness.register("dns proxy")),
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! authorization where it arrives.
 //!
 //! [`app`] wires the parts; [`proxy`] holds the stages of a connection; [`state`] what the mesh looks like; [`pods`]
-//! which pods are ours; [`control_plane`] the channel to istiod; [`config`] what the operator asked for; [`metrics`] and
+//! which pods are ours; [`control_plane`] the channel to istiod; [`dns`] answers pods' queries; [`config`] what the operator asked for; [`metrics`] and
 //! [`admin`] what operators see.
 
 pub mod admin;
@@ -13,6 +13,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control_plane;
+pub mod dns;
 pub mod http_server;
 pub mod metrics;
 pub mod pods;

@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) dry_run: Arc<crate::metrics::DryRunVerdicts>,
     /// Why tunnels did not come up.
     pub(crate) handshake_failures: Arc<crate::metrics::HandshakeFailures>,
+    /// Serves pods' DNS queries, and looks up hostnames.
+    pub(crate) dns: crate::dns::DnsHandle,
     /// Asks the control plane for what is not known. `None`: what is not known does not exist.
     pub(crate) demand: Option<xds_client::Demand>,
 }
@@ -195,7 +197,8 @@ impl Workers {
     }
 }
 
-struct AbortOnPanic;
+/// Ends the process when the thread that holds it panics.
+pub(crate) struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {

@@ -12,7 +12,9 @@ use crate::config::{Config, ProxyMode};
 use crate::metrics::certificates::CertificateNumbers;
 use crate::metrics::crl::{BySide, CrlNumbers};
 use crate::metrics::pods::PodNumbers;
-use crate::metrics::{self, DryRunVerdicts, HandshakeFailures, MetricsServer, Registry, XdsMetrics};
+use crate::metrics::{
+    self, DnsMetrics, DryRunVerdicts, HandshakeFailures, MetricsServer, Registry, XdsMetrics,
+};
 use crate::pods::{self, PodEvents};
 use crate::state::{MeshState, StaticConfig};
 use crate::telemetry::with_causes;
@@ -32,6 +34,7 @@ pub(super) struct Observed<'a> {
     pub(super) events: &'a Arc<PodEvents>,
     pub(super) dry_run: &'a Arc<DryRunVerdicts>,
     pub(super) handshake_failures: &'a Arc<HandshakeFailures>,
+    pub(super) dns: &'a Arc<DnsMetrics>,
 }
 
 impl Observers {
@@ -82,6 +85,7 @@ fn register(registry: &mut Registry, observed: &Observed<'_>) {
     metrics::crl::register(registry, move || crl_numbers(&revocations));
     metrics::dry_run::register(registry, observed.dry_run.clone());
     metrics::handshakes::register(registry, observed.handshake_failures.clone());
+    metrics::dns::register(registry, observed.dns, observed.config.dns.enabled);
 }
 
 fn certificate_numbers(certificates: &CertificateStore) -> CertificateNumbers {

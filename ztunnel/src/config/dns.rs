@@ -12,12 +12,10 @@ use super::settings;
 pub struct DnsConfig {
     /// Whether it runs: unless the metadata `DNS_CAPTURE` is something other than `true`.
     pub enabled: bool,
-    /// Where it listens in a dedicated proxy, and outside of pods.
+    /// Where it listens.
     pub address: DnsAddress,
     /// Namespace whose services it prefers after the client's own.
     pub preferred_namespace: Option<String>,
-    /// What asked for it in so many words.
-    pub(super) asked_for: Option<String>,
 }
 
 /// Where the DNS proxy listens.
@@ -35,7 +33,6 @@ const ADDRESS: &str = "DNS_PROXY_ADDR";
 pub(super) fn dns(read: &mut Reader<'_>, metadata: &BTreeMap<String, Sourced<String>>) -> DnsConfig {
     let capture = metadata.get(CAPTURE);
     let enabled = capture.is_none_or(|capture| capture.value.eq_ignore_ascii_case("true"));
-    let asked_for = capture.filter(|_| enabled).map(|capture| capture.name.clone());
     let address = metadata.get(ADDRESS).and_then(|address| {
         let parsed = parse(&address.value);
         if parsed.is_none() {
@@ -49,7 +46,6 @@ pub(super) fn dns(read: &mut Reader<'_>, metadata: &BTreeMap<String, Sourced<Str
         enabled,
         address: address.unwrap_or(DnsAddress::Localhost(settings::DEFAULT_DNS_PORT)),
         preferred_namespace: read.optional(&settings::PREFERED_SERVICE_NAMESPACE),
-        asked_for,
     }
 }
 

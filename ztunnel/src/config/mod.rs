@@ -88,7 +88,7 @@ pub struct Config {
     pub admin_port: u16,
     /// Port of the metrics server, on every address.
     pub stats_port: u16,
-    /// The DNS proxy. Nothing in this version uses it.
+    /// The DNS proxy.
     pub dns: DnsConfig,
     /// Whether a SOCKS5 listener was asked for. Nothing in this version uses it.
     pub socks5: bool,
@@ -209,7 +209,7 @@ impl Config {
         if !read.value(&settings::ENABLE_PROXY) {
             let problem = match self.dns.enabled {
                 false => "must be true when the DNS proxy is off: there would be nothing to run",
-                true => "must be true in this version, which has no DNS proxy: there would be nothing to run",
+                true => "must be true in this version, which runs the DNS proxy beside the others only",
             };
             read.fault(settings::ENABLE_PROXY.name, problem);
         }
@@ -237,13 +237,6 @@ impl Config {
                 settings::UNSTABLE_ENABLE_SOCKS5.name,
                 "there is no SOCKS5 listener in this version",
             );
-        }
-        if let Some(name) = &self.dns.asked_for {
-            read.warning(name.clone(), "there is no DNS proxy in this version");
-        }
-        if read.optional(&settings::PREFERED_SERVICE_NAMESPACE).is_some() {
-            let problem = "is for the DNS proxy, which is not in this version";
-            read.warning(settings::PREFERED_SERVICE_NAMESPACE.name, problem);
         }
     }
 }

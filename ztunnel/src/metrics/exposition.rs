@@ -62,6 +62,21 @@ impl Families<'_> {
         })
     }
 
+    /// A histogram per set of labels: the sum of all values, and how many fell into each bucket, with the buckets' upper
+    /// bounds; `f64::MAX` is no bound. A family without any is left out.
+    pub(super) fn histograms<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (L, f64, Vec<(f64, u64)>)>,
+    ) -> fmt::Result {
+        let series = series.into_iter().map(|(labels, sum, buckets)| (labels, (sum, buckets)));
+        self.labelled(name, help, MetricType::Histogram, series, |(sum, buckets), mut encoder| {
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            encoder.encode_histogram::<L>(sum, count, &buckets, None)
+        })
+    }
+
     fn labelled<L: EncodeLabelSet, V>(
         &mut self,
         name: &str,

@@ -304,10 +304,10 @@ impl PodManager {
             served.run.stop(Stop::Now).await;
             self.ended(Some((old, ended)));
         }
-        let sockets = &self.shared.config.sockets;
-        let bound = BoundPod::bind(pod.workload.clone(), Some(pod.netns.clone()), sockets)?;
+        let config = &self.shared.config;
+        let bound = BoundPod::bind(pod.workload.clone(), Some(pod.netns.clone()), config)?;
         bound.pod().found(addresses);
-        Ok(bound.serve(&self.workers).await)
+        Ok(bound.serve(&self.workers, &self.shared.dns).await)
     }
 
     /// Has the pod wait, and returns the reason in words.

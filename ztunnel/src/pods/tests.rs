@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::config::Config;
+use crate::dns::DnsHandle;
 use crate::readiness::Readiness;
 use crate::state::MeshState;
 use crate::state::route::RouteConfig;
@@ -46,14 +47,16 @@ impl Scene {
         let (certificates, driver) =
             CertificateStore::new(Arc::new(ca), Tls::new(config.tls), StoreOptions::default());
         let routing = RouteConfig { network: config.network.clone(), illegal_ports: [].into() };
-        let mesh = MeshState::new(Mesh::new(config.node.clone()));
+        let mesh = Arc::new(MeshState::new(Mesh::new(config.node.clone())));
+        let dns = DnsHandle::start(config.clone(), mesh.clone(), Arc::default()).unwrap();
         let shared = Arc::new(Shared {
             config,
-            mesh: Arc::new(mesh),
+            mesh,
             routing,
             certificates,
             dry_run: Arc::default(),
             handshake_failures: Arc::default(),
+            dns,
             demand: None,
         });
         let path = directory.path().join("agent.sock");
@@ -140,6 +143,8 @@ impl Scene {
 fn namespace(address: &str) -> Option<Netns> {
     match Netns::create() {
         Ok(netns) => {
+            // Where DNS queries are answered, in a pod as here.
+            ip(&netns, &["link", "set", "lo", "up"]);
             give(&netns, address);
             Some(netns)
         }
@@ -149,7 +154,10 @@ fn namespace(address: &str) -> Option<Netns> {
 }
 
 fn give(netns: &Netns, address: &str) {
-    let arguments = ["addr", "add", address, "dev", "lo"];
+    ip(netns, &["addr", "add", address, "dev", "lo"]);
+}
+
+fn ip(netns: &Netns, arguments: &[&str]) {
     assert!(netns.run(|| Command::new("ip").args(arguments).status()).unwrap().unwrap().success());
 }
 

@@ -9,6 +9,7 @@ use xds_client::{Demand, Demanded};
 
 use super::accept::{Accepted, Listener};
 use super::pod::LocalPod;
+use crate::dns::ResolveError;
 use crate::state::Mesh;
 use crate::state::avoided::Avoiding;
 use crate::state::inbound::InboundError;
@@ -53,6 +54,9 @@ pub(crate) enum ClassifyError {
     /// The destination is known by a name that does not resolve.
     #[error("no ip addresses were resolved for {0}")]
     Unresolved(Arc<str>),
+    /// The destination is known by a name that has no addresses.
+    #[error("no ip addresses were resolved for {0}: the name has none")]
+    ResolvedEmpty(Arc<str>),
 }
 
 /// The workload that the pod is, as soon as the mesh knows it. Nothing is decided on behalf of one that the pod's network
@@ -128,18 +132,28 @@ pub(super) async fn learn(
     Ok(())
 }
 
-/// The address of a target; looks it up if it only has a name.
-pub(crate) async fn resolve(target: &Target) -> Result<SocketAddr, ClassifyError> {
+/// The address of a target; looks it up, on behalf of `source`, if it only has a name.
+pub(crate) async fn resolve(
+    pod: &LocalPod,
+    source: &Arc<Workload>,
+    target: &Target,
+) -> Result<SocketAddr, ClassifyError> {
     let (hostname, port, family) = match target {
         Target::Address(address) => return Ok(*address),
         Target::Resolve { hostname, port, family } => (hostname, *port, *family),
     };
-    let unresolved = || ClassifyError::Unresolved(hostname.clone());
-    let lookup = tokio::net::lookup_host((&**hostname, port));
-    let answers = tokio::time::timeout(RESOLVE_DEADLINE, lookup).await.map_err(|_| unresolved())?;
+    let lookup = pod.worker.shared().dns.resolve(hostname.clone(), source.clone());
+    let answers = tokio::time::timeout(RESOLVE_DEADLINE, lookup).await.unwrap_or(Err(ResolveError::Failed));
+    let answers = answers.map_err(|error| match error {
+        ResolveError::Failed => ClassifyError::Unresolved(hostname.clone()),
+        ResolveError::Empty => ClassifyError::ResolvedEmpty(hostname.clone()),
+    })?;
     let (preferred, others): (Vec<_>, Vec<_>) =
-        answers.map_err(|_| unresolved())?.partition(|address| address.is_ipv4() == (family == Family::Ipv4));
-    fastrand::choice(if preferred.is_empty() { others } else { preferred }).ok_or_else(unresolved)
+        answers.into_iter().partition(|address| address.is_ipv4() == (family == Family::Ipv4));
+    let chosen = fastrand::choice(if preferred.is_empty() { others } else { preferred });
+    chosen
+        .map(|address| SocketAddr::new(address, port))
+        .ok_or_else(|| ClassifyError::ResolvedEmpty(hostname.clone()))
 }
 
 /// A connection that arrived in plaintext goes on to where it was going, unless that is ourselves.

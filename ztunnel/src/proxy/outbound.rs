@@ -68,12 +68,12 @@ async fn decide(pod: &LocalPod, accepted: &Accepted) -> Result<Plan, ClassifyErr
     let source = classify::local_workload(pod).await?;
     match classify::outbound(pod, &source, accepted).await? {
         Route::Plain(PlainRoute { target, workload, service }) => {
-            let address = classify::resolve(&target).await?;
+            let address = classify::resolve(pod, &source, &target).await?;
             let tunnel_peer = TunnelPeer::NodeProxy;
             Ok(Plan { source, destination: workload, service, tunnel_peer, way: Way::Plain(address) })
         }
         Route::Hbone(HboneRoute { target, authority, identities, workload, service, hop }) => {
-            let peer = classify::resolve(&target).await?;
+            let peer = classify::resolve(pod, &source, &target).await?;
             let authority = match authority {
                 RouteAuthority::Address(address) => Authority::from(address),
                 RouteAuthority::Resolved(port) => Authority::from(SocketAddr::new(peer.ip(), port)),

@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 use super::accept::Listener;
 use super::listen::{Binding, listen};
 use super::pod::{LocalPod, Pod, Stop};
-use crate::config::{SocketConfig, WorkloadName};
+use crate::config::{Config, WorkloadName};
+use crate::dns::{self, DnsHandle, DnsSocket};
 use crate::worker::WorkerHandle;
 
 /// The running proxy of one pod. It runs until it is stopped, also when this value is dropped.
@@ -20,6 +21,7 @@ pub(crate) struct RunningPod {
     workers: Arc<[WorkerHandle]>,
     /// The worker that accepts the pod's connections.
     home: usize,
+    dns: DnsHandle,
 }
 
 /// The sockets of a pod's proxy, bound and not yet served.
@@ -27,6 +29,7 @@ pub(crate) struct RunningPod {
 pub(crate) struct BoundPod {
     pod: Arc<Pod>,
     listeners: Vec<(Binding, Listening)>,
+    dns: Vec<DnsSocket>,
 }
 
 impl BoundPod {
@@ -34,8 +37,9 @@ impl BoundPod {
     pub(crate) fn bind(
         workload: WorkloadName,
         netns: Option<Netns>,
-        sockets: &SocketConfig,
+        config: &Config,
     ) -> Result<Self, ListenError> {
+        let sockets = &config.sockets;
         if let (Some(netns), PortSharing::ReusePort) = (&netns, sockets.sharing)
             && let Err(error) = netns.migrate_waiting_connections()
         {
@@ -60,6 +64,7 @@ impl BoundPod {
                 Ok((binding, listening))
             })
             .collect::<Result<_, ListenError>>()?;
+        let dns = dns::bind_all(config, netns.as_ref(), &options)?;
         let connect = ConnectOptions {
             mark: sockets.mark,
             keepalive: sockets.keepalive,
@@ -67,7 +72,7 @@ impl BoundPod {
             ..ConnectOptions::default()
         };
         let pod = Pod::new(workload, netns, connect);
-        Ok(Self { pod: Arc::new(pod), listeners })
+        Ok(Self { pod: Arc::new(pod), listeners, dns })
     }
 
     /// Whose sockets they are.
@@ -75,10 +80,10 @@ impl BoundPod {
         &self.pod
     }
 
-    /// Starts to accept connections.
-    pub(crate) async fn serve(self, workers: &Arc<[WorkerHandle]>) -> RunningPod {
+    /// Starts to accept connections and to answer DNS queries.
+    pub(crate) async fn serve(self, workers: &Arc<[WorkerHandle]>, dns: &DnsHandle) -> RunningPod {
         static NEXT_HOME: AtomicUsize = AtomicUsize::new(0);
-        let Self { pod, listeners } = self;
+        let Self { pod, listeners, dns: sockets } = self;
         // Every worker knows the pod before the first connection can be given to it: queues keep their order.
         for worker in workers.iter() {
             let pod = pod.clone();
@@ -93,7 +98,8 @@ impl BoundPod {
             }
         });
         accepting.await;
-        RunningPod { pod, workers: workers.clone(), home }
+        dns.serve(pod.clone(), sockets).await;
+        RunningPod { pod, workers: workers.clone(), home, dns: dns.clone() }
     }
 }
 
@@ -106,6 +112,7 @@ impl RunningPod {
     /// Closes the listeners, then ends the connections. Returns when nothing of the pod is left.
     pub(crate) async fn stop(self, stop: Stop) {
         let instance = self.pod.instance;
+        let dns = self.dns.stop(instance, stop).await;
         let (closed, listeners) = oneshot::channel();
         let closing = self.workers[self.home].run(move |worker| {
             let Some(pod) = worker.pod(instance) else { return };
@@ -129,7 +136,7 @@ impl RunningPod {
             stopping.await;
             ends.push(end);
         }
-        for end in ends {
+        for end in ends.into_iter().chain([dns]) {
             // Resolves, as an error, when the worker drops its side.
             drop(end.await);
         }

@@ -99,6 +99,17 @@ impl Mesh {
         self.services.by_hostname(hostname, client, preferred)
     }
 
+    /// As [`service_by_hostname`](Self::service_by_hostname), of the services for which `select` holds.
+    pub fn service_by_hostname_where(
+        &self,
+        hostname: &str,
+        client: Option<&str>,
+        preferred: Option<&str>,
+        select: impl Fn(&Service) -> bool,
+    ) -> Option<&Arc<Service>> {
+        self.services.by_hostname_where(hostname, client, preferred, select)
+    }
+
     /// The service that clients in the namespace `client` reach under a virtual address.
     ///
     /// Exact addresses come before ranges, unless every service with the exact address is invisible. Among exact

@@ -100,7 +100,19 @@ impl Services {
         client: Option<&str>,
         preferred: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        best(self.by_hostname.get(hostname)?, client, preferred)
+        best(self.by_hostname.get(hostname)?.iter(), client, preferred)
+    }
+
+    /// As [`by_hostname`](Self::by_hostname), of the services for which `select` holds.
+    pub(crate) fn by_hostname_where(
+        &self,
+        hostname: &str,
+        client: Option<&str>,
+        preferred: Option<&str>,
+        select: impl Fn(&Service) -> bool,
+    ) -> Option<&Arc<Service>> {
+        let list = self.by_hostname.get(hostname)?;
+        best(list.iter().filter(|service| select(service)), client, preferred)
     }
 
     /// The best of the visible services that own `address`. An exact address beats every range, a service of the
@@ -113,7 +125,7 @@ impl Services {
     ) -> Option<&Arc<Service>> {
         self.by_vip
             .get(&(network, address))
-            .and_then(|list| best(list, client, None))
+            .and_then(|list| best(list.iter(), client, None))
             .or_else(|| self.by_range(network, address, client))
     }
 
@@ -195,11 +207,15 @@ fn lengths_of<'a>(
 }
 
 /// The client's own, else a canonical one, else the preferred namespace's, else the first.
-fn best<'a>(list: &'a List, client: Option<&str>, preferred: Option<&str>) -> Option<&'a Arc<Service>> {
+fn best<'a>(
+    services: impl Iterator<Item = &'a Arc<Service>>,
+    client: Option<&str>,
+    preferred: Option<&str>,
+) -> Option<&'a Arc<Service>> {
     let mut first: Option<&Arc<Service>> = None;
     let mut canonical: Option<&Arc<Service>> = None;
     let mut of_preferred: Option<&Arc<Service>> = None;
-    for service in list.iter().filter(|service| service.is_visible_from(client)) {
+    for service in services.filter(|service| service.is_visible_from(client)) {
         let namespace = &*service.host.namespace;
         if client == Some(namespace) {
             return Some(service);

@@ -26,7 +26,7 @@ mod open_connections;
 mod outbound;
 mod passthrough;
 mod pod;
-mod proxy_protocol;
+pub mod proxy_protocol;
 mod read_ahead;
 mod reconsider;
 mod report;

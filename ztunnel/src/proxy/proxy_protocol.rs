@@ -14,12 +14,14 @@ const VERSION_AND_COMMAND: u8 = 0x21;
 /// Of the types set aside for applications: the client's identity as text.
 const TYPE_IDENTITY: u8 = 0xD0;
 
+/// Lengths are of 16 bits. A longer name, which no authority issues, is left out: its beginning would be somebody else's.
+const LONGEST_IDENTITY: usize = u16::MAX as usize / 2;
+
 /// The header for a connection from `source` to `destination`, by a client that proved `identity`.
-pub(crate) fn header(source: SocketAddr, destination: SocketAddr, identity: Option<&SpiffeId>) -> Vec<u8> {
+pub fn header(source: SocketAddr, destination: SocketAddr, identity: Option<&SpiffeId>) -> Vec<u8> {
     let (family_and_transport, addresses) = addresses(source, destination);
-    let identity = identity.map(SpiffeId::as_str).unwrap_or_default().as_bytes();
-    // The length is of 16 bits; a certificate's name is shorter by far.
-    let identity = &identity[..identity.len().min(usize::from(u16::MAX) / 2)];
+    let identity = identity.map(SpiffeId::as_str).filter(|name| name.len() <= LONGEST_IDENTITY);
+    let identity = identity.unwrap_or_default().as_bytes();
     let value_length = if identity.is_empty() { 0 } else { 3 + identity.len() };
     let mut header = Vec::with_capacity(16 + addresses.len() + value_length);
     header.extend_from_slice(&SIGNATURE);

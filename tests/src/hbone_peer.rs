@@ -149,8 +149,8 @@ impl HboneReply {
     }
 }
 
-/// A certificate for `identity`, issued here and now.
-async fn issue(ca_directory: &Path, identity: &SpiffeId) -> Result<WorkloadCertificate> {
+/// A certificate for `identity`, issued here and now by the authority in `ca_directory`.
+pub async fn issue(ca_directory: &Path, identity: &SpiffeId) -> Result<WorkloadCertificate> {
     let ca = LocalCa::open(ca_directory, LocalCa::DEFAULT_LIFETIME)?;
     let key = PrivateKey::generate()?;
     let issued = ca.issue(identity, &certificate_request(identity, &key)?).await?;

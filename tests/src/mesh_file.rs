@@ -38,6 +38,9 @@ pub struct Workload {
     pub authorization_policies: Vec<String>,
     /// `namespace/hostname` of a service, to service port, to target port.
     pub services: BTreeMap<String, BTreeMap<u16, u16>>,
+    /// Any other field, as YAML.
+    #[serde(flatten)]
+    pub more: BTreeMap<String, Value>,
 }
 
 /// How a workload is reached.
@@ -63,6 +66,9 @@ pub struct Service {
     pub vips: Vec<String>,
     /// Service port to target port.
     pub ports: BTreeMap<u16, u16>,
+    /// Any other field, as YAML.
+    #[serde(flatten)]
+    pub more: BTreeMap<String, Value>,
 }
 
 impl MeshFile {
@@ -123,7 +129,22 @@ impl MeshFile {
             hostname,
             vips: vips.iter().map(|vip| format!("/{vip}")).collect(),
             ports,
+            more: BTreeMap::new(),
         });
+        Ok(())
+    }
+
+    /// The service that was added last, with further fields written as a YAML mapping.
+    pub fn more_of_service(&mut self, yaml: &str) -> Result<()> {
+        let service = self.services.last_mut().context("no service was added")?;
+        service.more.extend(serde_yaml_ng::from_str::<BTreeMap<_, _>>(yaml).context("fields of the test")?);
+        Ok(())
+    }
+
+    /// The workload that was added last, with further fields written as a YAML mapping.
+    pub fn more_of_workload(&mut self, yaml: &str) -> Result<()> {
+        let workload = self.workloads.last_mut().context("no workload was added")?;
+        workload.more.extend(serde_yaml_ng::from_str::<BTreeMap<_, _>>(yaml).context("fields of the test")?);
         Ok(())
     }
 

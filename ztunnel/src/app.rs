@@ -17,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use identity::{CaClient, CertificateStore, Issuer, LocalCa, OnBehalfOf, Revocations, StoreOptions, Tls};
 use redirect::socket::ListenError;
@@ -30,11 +30,12 @@ use xds_client::{Client, Demand, Mode};
 use crate::config::{AddressDemand, CaSource, Config, MeshSource, ProxyMode, XdsConfig};
 use crate::control_plane::{ControlPlane, RootWatch, SharedChannel};
 use crate::dns::DnsHandle;
-use crate::metrics::{DnsMetrics, DryRunVerdicts, HandshakeFailures};
+use crate::metrics::{DnsMetrics, DryRunVerdicts, HandshakeFailures, Retries};
 use crate::pods::{AgentMisbehaved, PodEvents, PodManager};
 use crate::proxy::{BoundPod, Listener, Stop};
 use crate::readiness::{self, Probes, Readiness, Task};
 use crate::shutdown::StopSignals;
+use crate::state::avoided::Avoided;
 use crate::state::route::RouteConfig;
 use crate::state::xds::XdsState;
 use crate::state::{Mesh, MeshState, StaticConfig, StaticConfigError};
@@ -125,6 +126,7 @@ async fn control(config: Config) -> Result<(), AppError> {
     let handshake_failures = Arc::new(HandshakeFailures::default());
     let dns_metrics = Arc::new(DnsMetrics::default());
     let dns = DnsHandle::start(config.clone(), mesh.clone(), dns_metrics.clone())?;
+    let retries = Arc::new(Retries::default());
     let observed = Observed {
         config: &config,
         mesh: &mesh,
@@ -134,6 +136,7 @@ async fn control(config: Config) -> Result<(), AppError> {
         dry_run: &dry_run,
         handshake_failures: &handshake_failures,
         dns: &dns_metrics,
+        retries: &retries,
     };
     let xds_metrics = observers.serve(observed, &mut beside);
     let (known, mesh_known) = watch::channel(false);
@@ -164,6 +167,8 @@ async fn control(config: Config) -> Result<(), AppError> {
         dry_run,
         handshake_failures,
         dns,
+        avoided: Avoided::new(Instant::now()),
+        retries,
         demand,
     });
     let workers = Workers::start(config.workers, &shared)?;

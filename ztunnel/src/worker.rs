@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::proxy::{LocalPod, PodInstance};
 use crate::state::MeshState;
+use crate::state::avoided::Avoided;
 use crate::state::route::RouteConfig;
 
 /// What is the same for every connection of the process.
@@ -35,6 +36,10 @@ pub(crate) struct Shared {
     pub(crate) handshake_failures: Arc<crate::metrics::HandshakeFailures>,
     /// Serves pods' DNS queries, and looks up hostnames.
     pub(crate) dns: crate::dns::DnsHandle,
+    /// Endpoints that could not be connected to a moment ago.
+    pub(crate) avoided: Avoided,
+    /// How often another endpoint was tried.
+    pub(crate) retries: Arc<crate::metrics::Retries>,
     /// Asks the control plane for what is not known. `None`: what is not known does not exist.
     pub(crate) demand: Option<xds_client::Demand>,
 }

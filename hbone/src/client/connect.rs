@@ -1,6 +1,7 @@
 //! One CONNECT: what is asked, what comes back.
 
 use std::io;
+use std::rc::Rc;
 
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use tokio::time::{Instant, timeout_at};
@@ -35,6 +36,8 @@ pub struct Connected {
     pub response: ConnectResponse,
     /// Whether this side has cut the stream's tunnel since.
     pub cut: CutMark,
+    /// Who the tunnel's peer is, if that was [noted](super::Tunnel::name_peer).
+    pub peer_name: Option<Rc<str>>,
 }
 
 /// The head of a `200` answer.
@@ -188,6 +191,7 @@ impl Lease {
         }
         Ok(Connected {
             cut: self.0.cut.clone(),
+            peer_name: self.0.peer_name.get().cloned(),
             stream: HboneStream::new(send, recv, Place::Dialled { _lease: self }),
             response: ConnectResponse { headers: head.headers },
         })

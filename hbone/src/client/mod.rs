@@ -60,6 +60,7 @@ struct Shared {
     idle_since: Cell<Instant>,
     availability: Cell<Availability>,
     cut: CutMark,
+    peer_name: OnceCell<Rc<str>>,
     /// Called when a lease ends, the peer's limit becomes known, or the tunnel is no longer available.
     observer: OnceCell<Box<dyn Fn()>>,
 }
@@ -109,6 +110,12 @@ impl Tunnel {
         self.0.cut.clone()
     }
 
+    /// Notes who the peer is, for those who open streams: [`Connected::peer_name`]. A tunnel has one peer; later names are
+    /// ignored.
+    pub fn name_peer(&self, name: Rc<str>) {
+        let _ = self.0.peer_name.set(name);
+    }
+
     /// Slots taken.
     pub fn leases(&self) -> usize {
         self.0.leases.get()
@@ -147,6 +154,7 @@ impl Shared {
             idle_since: Cell::new(Instant::now()),
             availability: Cell::new(Availability::Open),
             cut: CutMark::default(),
+            peer_name: OnceCell::new(),
             observer: OnceCell::new(),
         }
     }

@@ -13,7 +13,7 @@ use crate::metrics::certificates::CertificateNumbers;
 use crate::metrics::crl::{BySide, CrlNumbers};
 use crate::metrics::pods::PodNumbers;
 use crate::metrics::{
-    self, DnsMetrics, DryRunVerdicts, HandshakeFailures, MetricsServer, Registry, XdsMetrics,
+    self, DnsMetrics, DryRunVerdicts, HandshakeFailures, MetricsServer, Registry, Retries, XdsMetrics,
 };
 use crate::pods::{self, PodEvents};
 use crate::state::{MeshState, StaticConfig};
@@ -35,6 +35,7 @@ pub(super) struct Observed<'a> {
     pub(super) dry_run: &'a Arc<DryRunVerdicts>,
     pub(super) handshake_failures: &'a Arc<HandshakeFailures>,
     pub(super) dns: &'a Arc<DnsMetrics>,
+    pub(super) retries: &'a Arc<Retries>,
 }
 
 impl Observers {
@@ -86,6 +87,7 @@ fn register(registry: &mut Registry, observed: &Observed<'_>) {
     metrics::dry_run::register(registry, observed.dry_run.clone());
     metrics::handshakes::register(registry, observed.handshake_failures.clone());
     metrics::dns::register(registry, observed.dns, observed.config.dns.enabled);
+    metrics::retries::register(registry, observed.retries.clone());
 }
 
 fn certificate_numbers(certificates: &CertificateStore) -> CertificateNumbers {

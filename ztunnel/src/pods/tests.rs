@@ -57,6 +57,8 @@ impl Scene {
             dry_run: Arc::default(),
             handshake_failures: Arc::default(),
             dns,
+            avoided: crate::state::avoided::Avoided::new(std::time::Instant::now()),
+            retries: Arc::default(),
             demand: None,
         });
         let path = directory.path().join("agent.sock");

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use identity::SpiffeId;
 use xds_client::{Demand, Demanded};
@@ -11,7 +11,6 @@ use super::accept::{Accepted, Listener};
 use super::pod::LocalPod;
 use crate::dns::ResolveError;
 use crate::state::Mesh;
-use crate::state::avoided::Avoiding;
 use crate::state::inbound::InboundError;
 use crate::state::model::{Service, Workload};
 use crate::state::route::{self, Family, Route, RouteError, Target};
@@ -42,9 +41,6 @@ pub(crate) enum ClassifyError {
     /// The peer asks for something that is not here.
     #[error(transparent)]
     Inbound(#[from] InboundError),
-    /// The way leads through another network's gateway, which takes one tunnel inside another.
-    #[error("no valid routing destination: gateways of other networks are not supported yet: {0}")]
-    OtherNetwork(Arc<str>),
     /// The pod has no identity that it could use.
     #[error("identity error")]
     Identity(#[from] super::pod::NoIdentity),
@@ -77,29 +73,44 @@ pub(crate) async fn local_workload(pod: &LocalPod) -> Result<Arc<Workload>, Clas
     Ok(workload)
 }
 
-/// Where a connection goes that the pod's application opened.
-pub(crate) async fn outbound(
-    pod: &LocalPod,
-    source: &Workload,
-    accepted: &Accepted,
-) -> Result<Route, ClassifyError> {
+/// What decides where a connection goes that the pod's application opened.
+pub(crate) async fn outbound(pod: &LocalPod, accepted: &Accepted) -> Result<Decision, ClassifyError> {
+    let source = local_workload(pod).await?;
     let shared = pod.worker.shared();
     if let Some(demand) = &shared.demand {
-        let unknown = |mesh: &Mesh| route::unknown(mesh, &shared.routing, source, accepted.destination);
+        let unknown = |mesh: &Mesh| route::unknown(mesh, &shared.routing, &source, accepted.destination);
         learn(pod, demand, unknown).await?;
     }
-    // Seeded from the generator that each thread has.
-    let mut rng = fastrand::Rng::new();
-    let route = route::route(
-        &shared.mesh.load(),
-        &shared.routing,
+    Ok(Decision {
+        mesh: shared.mesh.load(),
         source,
-        accepted.peer.ip(),
-        accepted.destination,
-        Avoiding::NOBODY,
-        &mut rng,
-    )?;
-    Ok(route)
+        client: accepted.peer,
+        destination: accepted.destination,
+        // Seeded from the generator that each thread has.
+        rng: fastrand::Rng::new(),
+    })
+}
+
+/// What a connection's route is decided by. It does not change, so the route can be decided again when the endpoint cannot be
+/// reached, and then differs in nothing but the endpoint: the same weighted waypoint, for one, is drawn again.
+#[derive(Debug)]
+pub(crate) struct Decision {
+    mesh: Arc<Mesh>,
+    /// The workload whose connection it is.
+    pub(crate) source: Arc<Workload>,
+    client: SocketAddr,
+    destination: SocketAddr,
+    rng: fastrand::Rng,
+}
+
+impl Decision {
+    /// The route, past what the pod avoids at the moment.
+    pub(crate) fn route(&self, pod: &LocalPod) -> Result<Route, RouteError> {
+        let shared = pod.worker.shared();
+        let avoid = shared.avoided.at(pod.pod.instance.number(), Instant::now());
+        let (config, mut rng) = (&shared.routing, self.rng.clone());
+        route::route(&self.mesh, config, &self.source, self.client.ip(), self.destination, avoid, &mut rng)
+    }
 }
 
 /// Names that one connection may ask the control plane for: the destination, its waypoint, that of its gateway, and one

@@ -67,6 +67,23 @@ pub(crate) enum ResponseFlag {
 }
 
 impl ConnectionError {
+    /// Whether there was nobody to connect to, so that not a byte was sent and somebody else may be tried.
+    pub(crate) fn is_out_of_reach(&self) -> bool {
+        match self {
+            Self::Destination(error) => is_out_of_reach(error),
+            Self::Tunnel(error) => error.is_out_of_reach(),
+            Self::Denied(_)
+            | Self::Application(_)
+            | Self::Refused(_)
+            | Self::Stream(_)
+            | Self::ClientGone
+            | Self::Answer(_)
+            | Self::Copy(_)
+            | Self::Revoked
+            | Self::Drained => false,
+        }
+    }
+
     /// The flag under which the failure is counted.
     pub(crate) fn flag(&self) -> ResponseFlag {
         match self {
@@ -83,6 +100,12 @@ impl ConnectionError {
             Self::Drained => ResponseFlag::None,
         }
     }
+}
+
+/// Whether a connect failed because of the other end, or the way to it.
+pub(super) fn is_out_of_reach(error: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | TimedOut)
 }
 
 /// The kernel's words for a failed connect, without ours around them.

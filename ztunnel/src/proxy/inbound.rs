@@ -1,6 +1,6 @@
 //! A connection in a tunnel that another proxy opened to the pod.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -173,6 +173,7 @@ impl Plan {
             service,
             transfer: Transfer::default(),
             permitted_by: OnceCell::new(),
+            reached: RefCell::default(),
         }
     }
 

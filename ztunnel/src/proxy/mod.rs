@@ -4,21 +4,24 @@
 //! accept    -> Accepted       who connected, where to, on which listener
 //! classify  -> Route, Arrival where it goes and which identities are expected there; what arrives, and for whom
 //! authorize -> Permit         inbound only: the verdict of the policies; a Permit cannot be made elsewhere
-//! tunnel    -> Upstream       the open byte stream: a tunnel's stream, or TCP
+//! tunnel    -> Upstream       the open byte stream: a tunnel's stream, or TCP; [`gateway`] for a tunnel inside a tunnel
 //! copy      -> Transfer       both directions until closed, counted
 //! report    -> log line       exactly one record per connection, on every path
 //! ```
 //!
-//! [`outbound`], [`inbound`] and [`passthrough`] compose them; [`listen`] gives connections to workers, and
+//! [`outbound`], [`inbound`] and [`passthrough`] compose them; [`attempts`] goes back from tunnel to classify when an
+//! endpoint cannot be reached; [`listen`] gives connections to workers, and
 //! [`inbound_tunnel`] takes them out of tunnels. [`pod`] is whose connection it is; [`run`] starts and stops what is
 //! listened on.
 
 mod accept;
+mod attempts;
 mod authorize;
 mod classify;
 pub mod copy;
 mod cut;
 mod error;
+mod gateway;
 mod inbound;
 mod inbound_tunnel;
 mod listen;

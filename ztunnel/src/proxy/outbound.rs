@@ -1,19 +1,21 @@
 //! A connection that the pod's application opened.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hbone::{Authority, ConnectRequest, Connected, HostName, headers};
+use hbone::{Authority, ConnectRequest, HostName, headers};
 use redirect::socket::connect;
 
 use super::accept::Accepted;
-use super::classify::{self, ClassifyError};
+use super::attempts;
+use super::classify::{self, ClassifyError, Decision};
 use super::copy::{self, Transfer, TunnelPeer, Upstream};
 use super::error::{ConnectionError, os_error};
+use super::gateway::{self, InnerKey};
 use super::pod::LocalPod;
-use super::report::{Direction, Party, Record, deny_early};
+use super::report::{Direction, OpenRecord, Party, Reached, Record, deny_early};
 use super::task_set::Place;
 use super::tunnel::{self, TunnelKey, unless_reset};
 use crate::state::model::{Service, Workload};
@@ -22,17 +24,19 @@ use crate::state::route::{HboneRoute, Hop, PlainRoute, Route, RouteAuthority};
 /// Serves one connection, from classification to its report.
 pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Place) {
     // What happens before the bytes flow is boxed, so that a long-lived connection does not keep room for it.
-    let plan = match Box::pin(decide(&pod, &accepted)).await {
-        Ok(plan) => plan,
+    let (decision, plan) = match Box::pin(decide(&pod, &accepted)).await {
+        Ok(decided) => decided,
         Err(error) => {
             return deny_early(accepted.peer, accepted.destination, Direction::Outbound, &error);
         }
     };
-    let record = plan.record(&accepted).open(&pod.open);
+    let record = plan.record(&decision, &accepted).prepare(&pod.open);
     let Accepted { stream: client, peer, .. } = *accepted;
+    // Another attempt goes to another endpoint, and never another way.
     let tunnel_peer = plan.tunnel_peer;
-    let connecting = unless_reset(&client, plan.connect(&pod, peer));
+    let connecting = unless_reset(&client, attempts::connect(&pod, &decision, plan, peer, &record));
     let connected = Box::pin(record.cutter().unless_cut(connecting)).await;
+    drop(decision);
     let result = match connected {
         Ok(Upstream::Tcp(upstream)) => {
             copy::tcp_to_tcp(client, upstream, record.transfer(), record.limits()).await.map_err(Into::into)
@@ -48,13 +52,15 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
     record.finish(result);
 }
 
-/// Everything that was decided about a connection.
-struct Plan {
+/// How a connection is to be made.
+pub(super) struct Plan {
     source: Arc<Workload>,
     destination: Option<Arc<Workload>>,
     service: Option<Arc<Service>>,
     tunnel_peer: TunnelPeer,
     way: Way,
+    /// Who is to be avoided when the connection cannot be made: a workload's uid, and the port it was chosen for.
+    pub(super) endpoint: Option<(Arc<str>, u16)>,
 }
 
 enum Way {
@@ -62,89 +68,144 @@ enum Way {
     Plain(SocketAddr),
     /// A stream to this authority in such a tunnel.
     Hbone(Box<TunnelKey>, Authority),
+    /// A stream in such a tunnel inside a tunnel.
+    Gateway(Box<InnerKey>),
 }
 
-async fn decide(pod: &LocalPod, accepted: &Accepted) -> Result<Plan, ClassifyError> {
-    let source = classify::local_workload(pod).await?;
-    match classify::outbound(pod, &source, accepted).await? {
-        Route::Plain(PlainRoute { target, workload, service }) => {
-            let address = classify::resolve(pod, &source, &target).await?;
-            let tunnel_peer = TunnelPeer::NodeProxy;
-            Ok(Plan { source, destination: workload, service, tunnel_peer, way: Way::Plain(address) })
+async fn decide(pod: &LocalPod, accepted: &Accepted) -> Result<(Box<Decision>, Plan), ClassifyError> {
+    let decision = Box::new(classify::outbound(pod, accepted).await?);
+    let route = decision.route(pod)?;
+    let plan = Plan::make(pod, &decision, route).await?;
+    Ok((decision, plan))
+}
+
+/// What a tunnel to `peer` is asked for.
+fn asked(authority: &RouteAuthority, peer: SocketAddr) -> Result<Authority, ClassifyError> {
+    match authority {
+        RouteAuthority::Address(address) => Ok(Authority::from(*address)),
+        RouteAuthority::Resolved(port) => Ok(Authority::from(SocketAddr::new(peer.ip(), *port))),
+        RouteAuthority::Hostname(name, port) => {
+            let host = HostName::new(name).map_err(|_| ClassifyError::Unresolved(name.clone()))?;
+            Ok(Authority::Name(host, *port))
         }
-        Route::Hbone(HboneRoute { target, authority, identities, workload, service, hop }) => {
-            let peer = classify::resolve(pod, &source, &target).await?;
-            let authority = match authority {
-                RouteAuthority::Address(address) => Authority::from(address),
-                RouteAuthority::Resolved(port) => Authority::from(SocketAddr::new(peer.ip(), port)),
-                RouteAuthority::Hostname(name, port) => named(&name, port)?,
-            };
-            let identity = pod.identity(&source)?;
-            let key = TunnelKey { source: identity, expected: identities, peer };
-            Ok(Plan {
-                source,
-                destination: Some(workload),
-                service,
-                tunnel_peer: match hop {
-                    Hop::Destination => TunnelPeer::NodeProxy,
-                    Hop::Waypoint => TunnelPeer::Waypoint,
-                },
-                way: Way::Hbone(Box::new(key), authority),
-            })
-        }
-        // Refused rather than sent another way: what is behind a gateway must be reached through it.
-        Route::DoubleHbone(route) => Err(ClassifyError::OtherNetwork(route.gateway.uid.clone())),
     }
-}
-
-fn named(name: &Arc<str>, port: u16) -> Result<Authority, ClassifyError> {
-    let name = HostName::new(name).map_err(|_| ClassifyError::Unresolved(name.clone()))?;
-    Ok(Authority::Name(name, port))
 }
 
 impl Plan {
-    fn record(&self, accepted: &Accepted) -> Record {
-        let (address, authority, source_identity, identity) = match &self.way {
-            Way::Plain(address) => (*address, None, None, None),
-            Way::Hbone(key, authority) => {
-                let identity = self.destination.as_ref().and_then(|workload| workload.identity());
-                (key.peer, Some(authority.clone()), Some(key.source.clone()), identity)
+    /// The plan for a route: names are resolved, and the identity of the pod is found.
+    pub(super) async fn make(
+        pod: &LocalPod,
+        decision: &Decision,
+        route: Route,
+    ) -> Result<Self, ClassifyError> {
+        let source = decision.source.clone();
+        let endpoint = route.endpoint().map(|(workload, port)| (workload.uid.clone(), port));
+        let mut tunnel_peer = TunnelPeer::NodeProxy;
+        let (way, destination, service) = match route {
+            Route::Plain(PlainRoute { target, workload, service }) => {
+                (Way::Plain(classify::resolve(pod, &source, &target).await?), workload, service)
+            }
+            Route::Hbone(HboneRoute { target, authority, identities, workload, service, hop }) => {
+                if hop == Hop::Waypoint {
+                    tunnel_peer = TunnelPeer::Waypoint;
+                }
+                let peer = classify::resolve(pod, &source, &target).await?;
+                let key = TunnelKey { source: pod.identity(&source)?, expected: identities, peer };
+                (Way::Hbone(Box::new(key), asked(&authority, peer)?), Some(workload), service)
+            }
+            Route::DoubleHbone(route) => {
+                // It may be one: that is up to the other network.
+                tunnel_peer = TunnelPeer::Waypoint;
+                let peer = classify::resolve(pod, &source, &route.target).await?;
+                let expected = route.gateway_identities;
+                let outer = TunnelKey { source: pod.identity(&source)?, expected, peer };
+                let key = InnerKey::new(outer, asked(&route.authority, peer)?, route.inner_identities);
+                // Who is behind the gateway is not known before they answer.
+                (Way::Gateway(Box::new(key)), None, Some(route.service))
             }
         };
-        Record {
-            direction: Direction::Outbound,
-            since: accepted.at,
-            source: Party {
-                address: accepted.peer,
-                workload: Some(self.source.clone()),
-                identity: source_identity,
-            },
-            destination: Party { address, workload: self.destination.clone(), identity },
-            hbone_authority: authority,
-            target: accepted.destination,
-            service: self.service.clone(),
-            transfer: Transfer::default(),
-            permitted_by: OnceCell::new(),
+        Ok(Self { source, destination, service, tunnel_peer, way, endpoint })
+    }
+
+    /// Where the first connection of the plan leads.
+    pub(super) fn peer(&self) -> SocketAddr {
+        match &self.way {
+            Way::Plain(address) => *address,
+            Way::Hbone(key, _) => key.peer,
+            Way::Gateway(key) => key.gateway(),
         }
     }
 
-    async fn connect(self, pod: &Rc<LocalPod>, client: SocketAddr) -> Result<Upstream, ConnectionError> {
-        match self.way {
+    /// The far end, as far as the plan knows it.
+    pub(super) fn reached(&self) -> Reached {
+        let (hbone_authority, identity) = match &self.way {
+            Way::Plain(_) => (None, None),
+            Way::Hbone(_, authority) => {
+                let identity = self.destination.as_ref().and_then(|workload| workload.identity());
+                (Some(authority.clone()), identity)
+            }
+            Way::Gateway(key) => (Some(key.authority.clone()), None),
+        };
+        let destination = Party { address: self.peer(), workload: self.destination.clone(), identity };
+        Reached { destination, hbone_authority }
+    }
+
+    fn record(&self, decision: &Decision, accepted: &Accepted) -> Record {
+        let identity = match &self.way {
+            Way::Plain(_) => None,
+            Way::Hbone(key, _) => Some(key.source.clone()),
+            Way::Gateway(key) => Some(key.outer.source.clone()),
+        };
+        let Reached { destination, hbone_authority } = self.reached();
+        Record {
+            direction: Direction::Outbound,
+            since: accepted.at,
+            source: Party { address: accepted.peer, workload: Some(decision.source.clone()), identity },
+            destination,
+            target: accepted.destination,
+            hbone_authority,
+            service: self.service.clone(),
+            transfer: Transfer::default(),
+            permitted_by: OnceCell::new(),
+            reached: RefCell::default(),
+        }
+    }
+
+    /// Makes the connection. What only shows with it is noted in `record`.
+    pub(super) async fn connect(
+        &self,
+        pod: &Rc<LocalPod>,
+        client: SocketAddr,
+        record: &OpenRecord,
+    ) -> Result<Upstream, ConnectionError> {
+        match &self.way {
             Way::Plain(address) => {
-                let connected = connect(pod.pod.netns.as_ref(), None, address, &pod.pod.connect).await;
+                let connected = connect(pod.pod.netns.as_ref(), None, *address, &pod.pod.connect).await;
                 connected.map(Upstream::Tcp).map_err(|error| ConnectionError::Destination(os_error(error)))
             }
             Way::Hbone(key, authority) => {
-                let service = self.service.and_then(|service| HostName::new(&service.host.hostname).ok());
-                let request = ConnectRequest {
-                    baggage: Some(pod.baggage(&self.source)),
-                    forwarded: Some(headers::forwarded(client, service.as_ref())),
-                    traceparent: Some(headers::TraceParent::generate().encode()),
-                    ..ConnectRequest::new(authority)
-                };
-                let Connected { stream, cut, .. } = tunnel::open_stream(pod, *key, &request).await?;
-                Ok(Upstream::Hbone(stream, cut))
+                let request = self.request(pod, client, authority.clone());
+                let opened = tunnel::open_stream(pod, TunnelKey::clone(key), &request).await?;
+                Ok(Upstream::Hbone(opened.stream, opened.cut))
             }
+            Way::Gateway(key) => {
+                let request = self.request(pod, client, key.authority.clone());
+                let opened = gateway::open_stream(pod, key, request).await?;
+                let mut reached = self.reached();
+                (reached.destination.workload, reached.destination.identity) = gateway::far_end(&opened);
+                record.reached(reached);
+                Ok(Upstream::Hbone(opened.stream, opened.cut))
+            }
+        }
+    }
+
+    fn request(&self, pod: &LocalPod, client: SocketAddr, authority: Authority) -> ConnectRequest {
+        let service = self.service.as_ref().and_then(|service| HostName::new(&service.host.hostname).ok());
+        ConnectRequest {
+            baggage: Some(pod.baggage(&self.source)),
+            forwarded: Some(headers::forwarded(client, service.as_ref())),
+            traceparent: Some(headers::TraceParent::generate().encode()),
+            ..ConnectRequest::new(authority)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A connection that arrived for the pod outside any tunnel.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -83,5 +83,6 @@ fn describe(pod: &LocalPod, mesh: &Mesh, workload: &Arc<Workload>, accepted: &Ac
         service: classify::guess_service(mesh, workload, None, accepted.destination.port()),
         transfer: Transfer::default(),
         permitted_by: OnceCell::new(),
+        reached: RefCell::default(),
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::cut::CutReason;
+use super::gateway::InnerKey;
 use super::open_connections::OpenConnections;
 use super::reconsider::Basis;
 use super::task_set::{Place, TaskSet};
@@ -37,6 +38,11 @@ impl PodInstance {
     pub(crate) fn next() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// No two runs have the same.
+    pub(crate) fn number(self) -> u64 {
+        self.0
     }
 }
 
@@ -120,6 +126,8 @@ pub(crate) struct LocalPod {
     pub(crate) open: Rc<OpenConnections>,
     /// What was known when they were judged last.
     judged_by: RefCell<Option<Basis>>,
+    /// The tunnels inside tunnels to other networks' gateways.
+    pub(crate) inner_pool: Pool<InnerKey, DialError>,
     /// Connections and tunnels served here.
     connections: Rc<TaskSet>,
     /// Accept loops, if this worker has them.
@@ -140,6 +148,7 @@ impl LocalPod {
     pub(crate) fn new(worker: &Rc<Worker>, pod: Arc<Pod>) -> Rc<Self> {
         Rc::new(Self {
             pool: Pool::new(worker.shared().config.pool.clone()),
+            inner_pool: Pool::new(worker.shared().config.pool.clone()),
             pod,
             worker: worker.clone(),
             open: Rc::new(OpenConnections::new(worker.shared().config.half_closed)),
@@ -259,6 +268,7 @@ impl LocalPod {
         self.connections.close();
         self.connections.ended().await;
         // Tunnels without streams close by themselves, with a goodbye to their peers.
+        self.inner_pool.drain();
         self.pool.drain();
         drop(tokio::time::timeout(GOODBYE, self.drivers.ended()).await);
         self.drivers.close();

@@ -4,7 +4,7 @@
 //! never is because the task was cut, when it is dropped. A connection that is refused before that is an
 //! [early denial](deny_early).
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -83,12 +83,22 @@ pub(crate) struct Record {
     pub(crate) transfer: Transfer,
     /// The policy that let it in, if it took one.
     pub(crate) permitted_by: OnceCell<Decider>,
+    /// The end that was connected to instead of `destination`, or that is known only since.
+    pub(crate) reached: RefCell<Option<Box<Reached>>>,
+}
+
+/// Where a connection went at last.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    pub(crate) destination: Party,
+    pub(crate) hbone_authority: Option<Authority>,
 }
 
 /// A record that has been announced and will report the end of its connection.
 #[derive(Debug)]
 pub(crate) struct OpenRecord {
     entry: Entry,
+    announced: Cell<bool>,
     finished: bool,
 }
 
@@ -96,6 +106,11 @@ pub(crate) struct OpenRecord {
 macro_rules! access {
     ($level:expr, $message:literal, $record:expr $(, $name:literal = $value:expr)*) => {{
         let record: &Record = $record;
+        let reached = record.reached.borrow();
+        let (destination, authority) = match reached.as_deref() {
+            Some(reached) => (&reached.destination, &reached.hbone_authority),
+            None => (&record.destination, &record.hbone_authority),
+        };
         tracing::event!(
             target: "access",
             $level,
@@ -104,13 +119,13 @@ macro_rules! access {
             "src.namespace" = record.source.namespace(),
             "src.identity" = record.source.identity.as_ref().map(SpiffeId::as_str),
             "src.cluster" = record.source.cluster(),
-            "dst.addr" = display(record.destination.address),
-            "dst.hbone_addr" = record.hbone_authority.as_ref().map(display),
+            "dst.addr" = display(destination.address),
+            "dst.hbone_addr" = authority.as_ref().map(display),
             "dst.service" = record.service.as_ref().map(|service| &*service.host.hostname),
-            "dst.workload" = record.destination.name(),
-            "dst.namespace" = record.destination.namespace(),
-            "dst.identity" = record.destination.identity.as_ref().map(SpiffeId::as_str),
-            "dst.cluster" = record.destination.cluster(),
+            "dst.workload" = destination.name(),
+            "dst.namespace" = destination.namespace(),
+            "dst.identity" = destination.identity.as_ref().map(SpiffeId::as_str),
+            "dst.cluster" = destination.cluster(),
             "direction" = record.direction.as_str(),
             $($name = $value,)*
             $message
@@ -121,8 +136,15 @@ macro_rules! access {
 impl Record {
     /// Announces the connection, which is among the open ones of its pod from now on.
     pub(crate) fn open(self, among: &Rc<OpenConnections>) -> OpenRecord {
-        access!(tracing::Level::DEBUG, "connection opened", &self);
-        OpenRecord { entry: among.add(self), finished: false }
+        let open = self.prepare(among);
+        open.announce();
+        open
+    }
+
+    /// For a connection that is announced once it is known where it goes, or that it goes nowhere. It is among the open ones
+    /// of its pod from now on.
+    pub(crate) fn prepare(self, among: &Rc<OpenConnections>) -> OpenRecord {
+        OpenRecord { entry: among.add(self), announced: Cell::new(false), finished: false }
     }
 
     /// Whether the connection came in the tunnel between `peer` and our address `local`.
@@ -191,6 +213,18 @@ impl OpenRecord {
         &self.record().transfer
     }
 
+    /// Announces the connection, if that has not happened yet.
+    pub(crate) fn announce(&self) {
+        if !self.announced.replace(true) {
+            access!(tracing::Level::DEBUG, "connection opened", self.record());
+        }
+    }
+
+    /// Notes where the connection goes, other than was said at first.
+    pub(crate) fn reached(&self, reached: Reached) {
+        self.record().reached.replace(Some(Box::new(reached)));
+    }
+
     /// When the connection is to end.
     pub(crate) fn limits(&self) -> &impl Limits {
         &*self.entry.connection
@@ -212,6 +246,7 @@ impl OpenRecord {
     /// Reports the end. That the connection was cut goes before whatever that looked like from inside.
     pub(crate) fn finish(mut self, result: Result<(), ConnectionError>) {
         self.finished = true;
+        self.announce();
         let result = match self.cutter().reason() {
             Some(reason) => Err(reason.clone().into()),
             None => result,
@@ -227,6 +262,7 @@ impl OpenRecord {
 impl Drop for OpenRecord {
     fn drop(&mut self) {
         if !self.finished {
+            self.announce();
             self.record().close(Err(&ConnectionError::Drained));
         }
     }

@@ -6,18 +6,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{ConnectRequest, Connected, HandshakeError, PoolError, Tunnel};
+use hbone::{ConnectRequest, Connected, CutMark, HandshakeError, PoolError, Tunnel};
 use identity::{
-    CertificateError, ExpectedPeers, HandshakeFailure, Side, SpiffeId, WorkloadCertificate, unnamed_server,
+    CertificateError, ExpectedPeers, HandshakeFailure, Side, SpiffeId, WorkloadCertificate, peer_identity,
+    unnamed_server,
 };
 use redirect::socket::{ConnectError, ConnectFailure, connect};
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::authorize::Permit;
-use super::error::{ConnectionError, ResponseFlag, os_error};
+use super::error::{ConnectionError, ResponseFlag, is_out_of_reach, os_error};
 use super::pod::LocalPod;
 use super::read_ahead::ReadAhead;
 use crate::metrics::Reporter;
@@ -30,7 +31,7 @@ pub(crate) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) const TLS_BUFFER: usize = 256 * 1024;
 
 /// How long an open tunnel's peer may take to answer a CONNECT: its own connect limit, and some.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
+pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What two connections of a pod must have in common to share a tunnel. Pools belong to one pod on one worker, so the
 /// namespace and the source address are the same anyway.
@@ -68,6 +69,9 @@ pub(crate) enum DialError {
     /// The pool is closing, or no tunnel had room in time.
     #[error("no tunnel became available")]
     Unavailable,
+    /// Nothing leads through the gateway that the tunnel was to go through.
+    #[error(transparent)]
+    Gateway(Rc<ConnectionError>),
 }
 
 /// Why a pod has no certificate for a connection.
@@ -89,13 +93,29 @@ impl DialError {
             Self::Connect(_) | Self::Unavailable => ResponseFlag::Connect,
             Self::Tls(_) => ResponseFlag::Tls,
             Self::Http2(_) | Self::Lost => ResponseFlag::Http2,
+            Self::Gateway(error) => error.flag(),
+        }
+    }
+
+    /// See [`ConnectionError::is_out_of_reach`].
+    pub(super) fn is_out_of_reach(&self) -> bool {
+        match self {
+            Self::TimedOut(_) => true,
+            Self::Connect(error) => is_out_of_reach(error),
+            Self::Gateway(error) => error.is_out_of_reach(),
+            Self::Identity(_) | Self::Tls(_) | Self::Http2(_) | Self::Lost | Self::Unavailable => false,
         }
     }
 
     /// The reason, if the two ends did not come to terms.
-    fn handshake_failure(&self) -> Option<HandshakeFailure> {
+    pub(super) fn handshake_failure(&self) -> Option<HandshakeFailure> {
         match self {
-            Self::Identity(_) | Self::TimedOut(_) | Self::Connect(_) | Self::Lost | Self::Unavailable => None,
+            Self::Identity(_)
+            | Self::TimedOut(_)
+            | Self::Connect(_)
+            | Self::Lost
+            | Self::Unavailable
+            | Self::Gateway(_) => None,
             Self::Tls(error) => Some(error.as_ref().into()),
             Self::Http2(error) => Some(http2_failure(error)),
         }
@@ -128,17 +148,20 @@ pub(crate) async fn open_stream(
             dialled
         }
     };
-    match pod.pool.connect(&key, request, deadline, dial).await {
-        Ok(connected) => Ok(connected),
-        Err(PoolError::Dial(error)) => Err(error.into()),
-        Err(PoolError::Connect(hbone::ConnectError::Refused(status))) => {
-            Err(ConnectionError::Refused(status))
+    Ok(pod.pool.connect(&key, request, deadline, dial).await?)
+}
+
+impl From<PoolError<DialError>> for ConnectionError {
+    fn from(error: PoolError<DialError>) -> Self {
+        match error {
+            PoolError::Dial(error) => error.into(),
+            PoolError::Connect(hbone::ConnectError::Refused(status)) => Self::Refused(status),
+            // Tunnels are cut for one reason only.
+            PoolError::Connect(hbone::ConnectError::Cut) => Self::Revoked,
+            PoolError::Connect(error) => Self::Stream(error),
+            PoolError::Lost => DialError::Lost.into(),
+            PoolError::Deadline | PoolError::Drained => DialError::Unavailable.into(),
         }
-        // Tunnels are cut for one reason only.
-        Err(PoolError::Connect(hbone::ConnectError::Cut)) => Err(ConnectionError::Revoked),
-        Err(PoolError::Connect(error)) => Err(ConnectionError::Stream(error)),
-        Err(PoolError::Lost) => Err(DialError::Lost.into()),
-        Err(PoolError::Deadline | PoolError::Drained) => Err(DialError::Unavailable.into()),
     }
 }
 
@@ -163,23 +186,55 @@ async fn dial(pod: &LocalPod, key: &TunnelKey) -> Result<Tunnel, DialError> {
         ConnectFailure::TimedOut => DialError::TimedOut(Rc::new(error)),
         _ => DialError::Connect(Rc::new(os_error(error))),
     })?;
+    secure(pod, ReadAhead::new(tcp), &certificate, &key.expected, Way::Direct(key.peer)).await
+}
+
+/// What a tunnel goes over.
+#[derive(Clone, Debug)]
+pub(super) enum Way {
+    /// TCP to this address.
+    Direct(SocketAddr),
+    /// A stream through the gateway at this address, in a tunnel that this side may have cut.
+    Through(SocketAddr, CutMark),
+}
+
+/// TLS and HTTP/2 over a byte stream to one of `expected`. The tunnel's work goes on in a task of the pod.
+pub(super) async fn secure<IO>(
+    pod: &LocalPod,
+    io: IO,
+    certificate: &WorkloadCertificate,
+    expected: &ExpectedPeers,
+    way: Way,
+) -> Result<Tunnel, DialError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     let deadline = Instant::now() + HANDSHAKE_DEADLINE;
-    let connector = TlsConnector::from(certificate.client_config(&key.expected));
-    let tls = connector.connect_with(unnamed_server(), ReadAhead::new(tcp), |session| {
+    let connector = TlsConnector::from(certificate.client_config(expected));
+    let tls = connector.connect_with(unnamed_server(), io, |session| {
         session.set_buffer_limit(Some(TLS_BUFFER));
     });
     let tls = timeout_at(deadline, tls)
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake timed out")))
         .map_err(|error| DialError::Tls(Rc::new(error)))?;
-    let mut watch = {
+    let (mut watch, name) = {
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-        certificate.watch_peer(Side::Source, chain)
+        // Only of interest where it does not follow from the way; it was read once already, by the handshake.
+        let name = matches!(way, Way::Through(..)).then(|| peer_identity(chain)).and_then(Result::ok);
+        (certificate.watch_peer(Side::Source, chain), name)
     };
     let (tunnel, driver) = Tunnel::handshake(tls, &pod.config().client, deadline)
         .await
         .map_err(|error| DialError::Http2(Rc::new(error)))?;
-    let (peer, cut) = (key.peer, tunnel.cut_mark());
+    if let Some(name) = name {
+        tunnel.name_peer(name.as_str().into());
+    }
+    let cut = tunnel.cut_mark();
+    let (peer, outer_cut) = match way {
+        Way::Direct(peer) => (peer, None),
+        Way::Through(gateway, cut) => (gateway, Some(cut)),
+    };
     pod.spawn_driver(|place| async move {
         let _place = place;
         let ended = tokio::select! {
@@ -190,6 +245,10 @@ async fn dial(pod: &LocalPod, key: &TunnelKey) -> Result<Tunnel, DialError> {
                 return cut.set();
             }
         };
+        // What this looks like from inside is of no interest then.
+        if outer_cut.is_some_and(|outer| outer.is_set()) {
+            return cut.set();
+        }
         match ended {
             Ok(()) => tracing::debug!(%peer, "tunnel closed"),
             Err(error) => tracing::debug!(%peer, error = with_causes(&error), "tunnel failed"),

@@ -18,8 +18,9 @@ const MAX_FRAME_SIZE: u32 = MIB;
 
 /// What a stream may hold unsent before its sender has to wait. The transport has buffers of its own;
 /// this one only bridges the time until the tunnel's driver runs again. From 128 KiB to 1 MiB no
-/// difference could be measured.
-const SEND_BUFFER: usize = 400 * 1024;
+/// difference could be measured; and a peer that opens all its streams and reads none has us hold that much, and one
+/// piece, for each: 37 MiB in a tunnel.
+const SEND_BUFFER: usize = 128 * 1024;
 
 /// Settings of the dialling side.
 #[derive(Clone, Debug)]

@@ -30,9 +30,9 @@ use xds_client::{Client, Demand, Mode};
 use crate::config::{AddressDemand, CaSource, Config, MeshSource, ProxyMode, XdsConfig};
 use crate::control_plane::{ControlPlane, RootWatch, SharedChannel};
 use crate::dns::DnsHandle;
-use crate::metrics::{DnsMetrics, DryRunVerdicts, HandshakeFailures, Retries};
+use crate::metrics::{DnsMetrics, DryRunVerdicts, HandshakeFailures, LimitsReached, Retries, TunnelFaults};
 use crate::pods::{AgentMisbehaved, PodEvents, PodManager};
-use crate::proxy::{BoundPod, Listener, Stop};
+use crate::proxy::{BoundPod, Handshakes, Listener, Stop};
 use crate::readiness::{self, Probes, Readiness, Task};
 use crate::shutdown::StopSignals;
 use crate::state::avoided::Avoided;
@@ -127,6 +127,7 @@ async fn control(config: Config) -> Result<(), AppError> {
     let dns_metrics = Arc::new(DnsMetrics::default());
     let dns = DnsHandle::start(config.clone(), mesh.clone(), dns_metrics.clone())?;
     let retries = Arc::new(Retries::default());
+    let (tunnel_faults, limits) = (Arc::new(TunnelFaults::default()), Arc::new(LimitsReached::default()));
     let observed = Observed {
         config: &config,
         mesh: &mesh,
@@ -137,6 +138,8 @@ async fn control(config: Config) -> Result<(), AppError> {
         handshake_failures: &handshake_failures,
         dns: &dns_metrics,
         retries: &retries,
+        tunnel_faults: &tunnel_faults,
+        limits: &limits,
     };
     let xds_metrics = observers.serve(observed, &mut beside);
     let (known, mesh_known) = watch::channel(false);
@@ -169,6 +172,9 @@ async fn control(config: Config) -> Result<(), AppError> {
         dns,
         avoided: Avoided::new(Instant::now()),
         retries,
+        tunnel_faults,
+        limits,
+        handshakes: Handshakes::default(),
         demand,
     });
     let workers = Workers::start(config.workers, &shared)?;

@@ -40,6 +40,12 @@ pub(crate) struct Shared {
     pub(crate) avoided: Avoided,
     /// How often another endpoint was tried.
     pub(crate) retries: Arc<crate::metrics::Retries>,
+    /// What peers did that ended their tunnels.
+    pub(crate) tunnel_faults: Arc<crate::metrics::TunnelFaults>,
+    /// Which limits were met.
+    pub(crate) limits: Arc<crate::metrics::LimitsReached>,
+    /// Tunnels to our pods that are coming up.
+    pub(crate) handshakes: crate::proxy::Handshakes,
     /// Asks the control plane for what is not known. `None`: what is not known does not exist.
     pub(crate) demand: Option<xds_client::Demand>,
 }

@@ -13,7 +13,8 @@ use crate::metrics::certificates::CertificateNumbers;
 use crate::metrics::crl::{BySide, CrlNumbers};
 use crate::metrics::pods::PodNumbers;
 use crate::metrics::{
-    self, DnsMetrics, DryRunVerdicts, HandshakeFailures, MetricsServer, Registry, Retries, XdsMetrics,
+    self, DnsMetrics, DryRunVerdicts, HandshakeFailures, LimitsReached, MetricsServer, Registry, Retries,
+    TunnelFaults, XdsMetrics,
 };
 use crate::pods::{self, PodEvents};
 use crate::state::{MeshState, StaticConfig};
@@ -36,6 +37,8 @@ pub(super) struct Observed<'a> {
     pub(super) handshake_failures: &'a Arc<HandshakeFailures>,
     pub(super) dns: &'a Arc<DnsMetrics>,
     pub(super) retries: &'a Arc<Retries>,
+    pub(super) tunnel_faults: &'a Arc<TunnelFaults>,
+    pub(super) limits: &'a Arc<LimitsReached>,
 }
 
 impl Observers {
@@ -88,6 +91,8 @@ fn register(registry: &mut Registry, observed: &Observed<'_>) {
     metrics::handshakes::register(registry, observed.handshake_failures.clone());
     metrics::dns::register(registry, observed.dns, observed.config.dns.enabled);
     metrics::retries::register(registry, observed.retries.clone());
+    metrics::tunnels::register(registry, observed.tunnel_faults.clone());
+    metrics::limits::register(registry, observed.limits.clone());
 }
 
 fn certificate_numbers(certificates: &CertificateStore) -> CertificateNumbers {

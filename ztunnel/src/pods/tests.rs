@@ -59,6 +59,9 @@ impl Scene {
             dns,
             avoided: crate::state::avoided::Avoided::new(std::time::Instant::now()),
             retries: Arc::default(),
+            tunnel_faults: Arc::default(),
+            limits: Arc::default(),
+            handshakes: Default::default(),
             demand: None,
         });
         let path = directory.path().join("agent.sock");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hbone::{HandshakeError, Server};
+use hbone::{HandshakeError, Server, TunnelError, TunnelFault};
 use identity::{HandshakeFailure, PeerIdentityError, PeerWatch, Side, SpiffeId, peer_identity};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -20,7 +20,7 @@ use super::read_ahead::ReadAhead;
 use super::report::{Direction, deny_early};
 use super::task_set::Place;
 use super::tunnel::{HANDSHAKE_DEADLINE, NoCertificate, TLS_BUFFER, certificate, http2_failure};
-use crate::metrics::Reporter;
+use crate::metrics::{Limit, Reporter};
 use crate::telemetry::with_causes;
 
 /// What all connections in a tunnel have in common.
@@ -55,9 +55,14 @@ const GOODBYE: Duration = Duration::from_millis(100);
 /// Serves one tunnel: each connection in it gets a task of its own.
 pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Place) {
     let (peer, local) = (accepted.peer, accepted.destination);
-    let (tunnel, mut server, mut watch) = match Box::pin(open(&pod, accepted)).await {
+    let (tunnel, mut server, mut watch) = match Box::pin(open_in_turn(&pod, accepted)).await {
         Ok(opened) => opened,
         Err(error) => {
+            if let TunnelRefused::Displaced(limit) = error {
+                // Nobody could read a line for each, and nobody is known whom it would be about.
+                pod.worker.shared().limits.count(limit);
+                return tracing::debug!(%peer, %local, limit = limit.as_str(), "a tunnel made way for others");
+            }
             if let Some(reason) = error.handshake_failure() {
                 pod.worker.shared().handshake_failures.count(Reporter::Destination, reason);
             }
@@ -93,17 +98,40 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
                 });
             }
             Some(Err(error)) => {
-                tracing::debug!(%peer, error = with_causes(&error), "tunnel failed");
+                failed(&pod, &tunnel, &error);
             }
             None => break,
         }
     }
 }
 
-async fn open(
-    pod: &LocalPod,
-    accepted: Box<Accepted>,
-) -> Result<(InboundTunnel, Server<TlsStream<ReadAhead>>, PeerWatch), TunnelRefused> {
+/// Tells of a tunnel that failed: as a warning, if the peer did something that no proxy of a mesh does.
+fn failed(pod: &LocalPod, tunnel: &InboundTunnel, error: &TunnelError) {
+    let (peer, identity) = (tunnel.peer, &tunnel.peer_identity);
+    let Some(fault) = error.fault() else {
+        return tracing::debug!(%peer, error = with_causes(error), "tunnel failed");
+    };
+    pod.worker.shared().tunnel_faults.count(Reporter::Destination, fault);
+    let (reason, error) = (fault.as_str(), with_causes(error));
+    match fault {
+        // So does every peer whose node is gone.
+        TunnelFault::Silent => tracing::debug!(%peer, reason, error, "tunnel failed"),
+        _ => tracing::warn!(%peer, %identity, reason, error, "ended a tunnel because of what its peer sent"),
+    }
+}
+
+type Opened = (InboundTunnel, Server<TlsStream<ReadAhead>>, PeerWatch);
+
+/// Opens the tunnel, unless too many are being opened.
+async fn open_in_turn(pod: &LocalPod, accepted: Box<Accepted>) -> Result<Opened, TunnelRefused> {
+    let mut place = pod.worker.shared().handshakes.begin(pod.pod.instance);
+    tokio::select! {
+        opened = open(pod, accepted) => opened,
+        limit = place.displaced() => Err(TunnelRefused::Displaced(limit)),
+    }
+}
+
+async fn open(pod: &LocalPod, accepted: Box<Accepted>) -> Result<Opened, TunnelRefused> {
     let workload = classify::local_workload(pod).await?;
     let identity = pod.identity(&workload).map_err(ClassifyError::from)?;
     let certificate = certificate(pod, &identity).await.map_err(TunnelRefused::Identity)?;
@@ -148,13 +176,15 @@ enum TunnelRefused {
     Peer(#[source] PeerIdentityError),
     #[error("http2 handshake failed")]
     Http2(#[source] HandshakeError),
+    #[error("too many tunnels are being opened: {}", .0.as_str())]
+    Displaced(Limit),
 }
 
 impl TunnelRefused {
     /// The reason, if the two ends did not come to terms.
     fn handshake_failure(&self) -> Option<HandshakeFailure> {
         match self {
-            Self::Classify(_) | Self::Identity(_) => None,
+            Self::Classify(_) | Self::Identity(_) | Self::Displaced(_) => None,
             Self::Tls(error) => Some(error.into()),
             Self::TlsDeadline => Some(HandshakeFailure::TimedOut),
             Self::Peer(_) => Some(HandshakeFailure::NoIdentity),

@@ -19,6 +19,7 @@ use super::pod::{LocalPod, Stop};
 use super::report::{Direction, deny_early};
 use super::task_set::Place;
 use super::{inbound_tunnel, outbound, passthrough};
+use crate::metrics::Limit;
 use crate::telemetry::with_causes;
 use crate::worker::Occupied;
 
@@ -116,6 +117,7 @@ impl Door {
                 Err(error) => match Trouble::of(&error) {
                     Trouble::Client => tracing::debug!(%error, "a connection ended before it was accepted"),
                     Trouble::Exhausted => {
+                        self.pod.worker.shared().limits.count(Limit::Accept);
                         if !self.exhausted.replace(true) {
                             let component = self.listener.component();
                             tracing::warn!(component, %error, "new connections wait: no descriptors or memory are left");

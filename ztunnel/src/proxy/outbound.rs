@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hbone::{Authority, ConnectRequest, HostName, headers};
-use redirect::socket::connect;
 
 use super::accept::Accepted;
 use super::attempts;
@@ -17,6 +16,7 @@ use super::gateway::{self, InnerKey};
 use super::pod::LocalPod;
 use super::report::{Direction, OpenRecord, Party, Reached, Record, deny_early};
 use super::task_set::Place;
+use super::tcp;
 use super::tunnel::{self, TunnelKey, unless_reset};
 use crate::state::model::{Service, Workload};
 use crate::state::route::{HboneRoute, Hop, PlainRoute, Route, RouteAuthority};
@@ -180,7 +180,7 @@ impl Plan {
     ) -> Result<Upstream, ConnectionError> {
         match &self.way {
             Way::Plain(address) => {
-                let connected = connect(pod.pod.netns.as_ref(), None, *address, &pod.pod.connect).await;
+                let connected = tcp::connect(pod, None, *address).await;
                 connected.map(Upstream::Tcp).map_err(|error| ConnectionError::Destination(os_error(error)))
             }
             Way::Hbone(key, authority) => {

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{ConnectRequest, Connected, CutMark, HandshakeError, PoolError, Tunnel};
+use hbone::{ConnectRequest, Connected, CutMark, HandshakeError, PoolError, Tunnel, TunnelFault};
 use identity::{
     CertificateError, ExpectedPeers, HandshakeFailure, Side, SpiffeId, WorkloadCertificate, peer_identity,
     unnamed_server,
 };
-use redirect::socket::{ConnectError, ConnectFailure, connect};
+use redirect::socket::{ConnectError, ConnectFailure};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -21,6 +21,7 @@ use super::authorize::Permit;
 use super::error::{ConnectionError, ResponseFlag, is_out_of_reach, os_error};
 use super::pod::LocalPod;
 use super::read_ahead::ReadAhead;
+use super::tcp;
 use crate::metrics::Reporter;
 use crate::telemetry::with_causes;
 
@@ -181,7 +182,7 @@ pub(crate) async fn certificate(
 async fn dial(pod: &LocalPod, key: &TunnelKey) -> Result<Tunnel, DialError> {
     let certificate =
         certificate(pod, &key.source).await.map_err(|error| DialError::Identity(Rc::new(error)))?;
-    let connected = connect(pod.pod.netns.as_ref(), None, key.peer, &pod.pod.connect).await;
+    let connected = tcp::connect(pod, None, key.peer).await;
     let tcp = connected.map_err(|error| match error.reason {
         ConnectFailure::TimedOut => DialError::TimedOut(Rc::new(error)),
         _ => DialError::Connect(Rc::new(os_error(error))),
@@ -235,6 +236,7 @@ where
         Way::Direct(peer) => (peer, None),
         Way::Through(gateway, cut) => (gateway, Some(cut)),
     };
+    let faults = pod.worker.shared().tunnel_faults.clone();
     pod.spawn_driver(|place| async move {
         let _place = place;
         let ended = tokio::select! {
@@ -251,7 +253,21 @@ where
         }
         match ended {
             Ok(()) => tracing::debug!(%peer, "tunnel closed"),
-            Err(error) => tracing::debug!(%peer, error = with_causes(&error), "tunnel failed"),
+            Err(error) => {
+                let fault = error.fault();
+                if let Some(fault) = fault {
+                    faults.count(Reporter::Source, fault);
+                }
+                let (reason, error) = (fault.map(TunnelFault::as_str), with_causes(&error));
+                match fault {
+                    None | Some(TunnelFault::Silent) => {
+                        tracing::debug!(%peer, reason, error, "tunnel failed")
+                    }
+                    Some(_) => {
+                        tracing::warn!(%peer, reason, error, "ended a tunnel because of what its peer sent")
+                    }
+                }
+            }
         }
     });
     Ok(tunnel)
@@ -279,7 +295,7 @@ pub(crate) async fn connect_application(
         (Application::AtLoopback, IpAddr::V4(_)) => (Ipv4Addr::LOCALHOST, permitted.port()).into(),
         (Application::AtLoopback, IpAddr::V6(_)) => (Ipv6Addr::LOCALHOST, permitted.port()).into(),
     };
-    connect(pod.pod.netns.as_ref(), source, destination, &pod.pod.connect)
+    tcp::connect(pod, source, destination)
         .await
         .map_err(|error| ConnectionError::Application(os_error(error)))
 }

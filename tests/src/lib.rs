@@ -46,6 +46,7 @@ mod mesh;
 mod mesh_file;
 mod namespace;
 mod process;
+pub mod raw_peer;
 mod topology;
 pub mod traffic;
 mod two_nodes;

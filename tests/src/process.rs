@@ -64,6 +64,14 @@ impl Process {
         Ok(directory.with_context(|| format!("{} has no descriptors", self.name))?.count())
     }
 
+    /// Memory it occupies (`VmRSS`), in bytes.
+    pub fn resident_memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kilobytes * 1024)
+    }
+
     /// User and system time it has spent so far, to the hundredth of a second.
     pub fn processor_time(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id))?;

@@ -12,6 +12,7 @@
 //! takes nothing down: each is tried again by itself, and what is known goes on to be used.
 
 mod observe;
+mod own_proxy;
 
 use std::io;
 use std::path::PathBuf;
@@ -183,12 +184,25 @@ async fn control(config: Config) -> Result<(), AppError> {
     let served = async {
         match &config.mode {
             ProxyMode::Shared { agent } => {
+                let own = own_proxy::bind(&config)?;
                 let agent_ready = readiness.register("workload proxy manager");
                 ready.proxy.done();
                 ready.dns.into_iter().for_each(|dns| dns.done());
                 let manager =
                     PodManager::new(agent, shared.clone(), workers.handles().clone(), events, agent_ready);
-                manager.run(is_known(mesh_known), stopped(stopping)).await.map_err(AppError::from)
+                let own = own_proxy::serve(
+                    own,
+                    workers.handles(),
+                    &shared.dns,
+                    is_known(mesh_known.clone()),
+                    stopped(stopping.clone()),
+                );
+                let pods = manager.run(is_known(mesh_known), stopped(stopping));
+                tokio::try_join!(async { pods.await.map_err(AppError::from) }, async {
+                    own.await;
+                    Ok(())
+                })?;
+                Ok(())
             }
             ProxyMode::Dedicated { workload } => {
                 let bound = BoundPod::bind(workload.clone(), None, &config)?;

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use redirect::Netns;
-use redirect::socket::{ConnectOptions, DEFAULT_BACKLOG, ListenError, ListenOptions, Listening, PortSharing};
+use redirect::socket::{
+    ConnectOptions, DEFAULT_BACKLOG, ListenError, ListenOptions, Listening, PortSharing, Transparency,
+};
 use tokio::sync::oneshot;
 
 use super::accept::Listener;
 use super::listen::{Binding, listen};
 use super::pod::{LocalPod, Pod, Stop};
-use crate::config::{Config, WorkloadName};
+use crate::config::{Config, SocketConfig, WorkloadName};
 use crate::dns::{self, DnsHandle, DnsSocket};
 use crate::worker::WorkerHandle;
 
@@ -55,24 +57,28 @@ impl BoundPod {
             user_timeout: sockets.user_timeout,
             backlog: DEFAULT_BACKLOG,
         });
-        let listeners = Listener::ALL
-            .into_iter()
-            .map(|listener| {
-                let address = sockets.families.wildcard(listener.port());
-                let binding = Binding { listener, address, options: options.clone() };
-                let listening = binding.bind(netns.as_ref())?;
-                Ok((binding, listening))
-            })
-            .collect::<Result<_, ListenError>>()?;
+        let listeners = bind_all(&Listener::ALL, netns.as_ref(), sockets, &options)?;
         let dns = dns::bind_all(config, netns.as_ref(), &options)?;
-        let connect = ConnectOptions {
-            mark: sockets.mark,
+        let pod = Pod::new(workload, netns, connect_options(sockets, sockets.mark));
+        Ok(Self { pod: Arc::new(pod), listeners, dns })
+    }
+
+    /// Binds the listener of the proxy's own pod, in the process's namespace: only for tunnels, since nothing is redirected
+    /// there. So what the process serves, such as its metrics, can be reached through the mesh.
+    ///
+    /// Neither marks nor foreign source addresses: there are no rules there that would know what to do with them.
+    pub(crate) fn bind_own(workload: WorkloadName, sockets: &SocketConfig) -> Result<Self, ListenError> {
+        let options = Arc::new(ListenOptions {
+            mark: None,
+            port_sharing: PortSharing::ReuseAddress,
+            transparent: Transparency::Off,
             keepalive: sockets.keepalive,
             user_timeout: sockets.user_timeout,
-            ..ConnectOptions::default()
-        };
-        let pod = Pod::new(workload, netns, connect);
-        Ok(Self { pod: Arc::new(pod), listeners, dns })
+            backlog: DEFAULT_BACKLOG,
+        });
+        let listeners = bind_all(&[Listener::Tunnel], None, sockets, &options)?;
+        let pod = Pod::new(workload, None, connect_options(sockets, None));
+        Ok(Self { pod: Arc::new(pod), listeners, dns: Vec::new() })
     }
 
     /// Whose sockets they are.
@@ -100,6 +106,31 @@ impl BoundPod {
         accepting.await;
         dns.serve(pod.clone(), sockets).await;
         RunningPod { pod, workers: workers.clone(), home, dns: dns.clone() }
+    }
+}
+
+/// The first failure releases those that were bound before.
+fn bind_all(
+    listeners: &[Listener],
+    netns: Option<&Netns>,
+    sockets: &SocketConfig,
+    options: &Arc<ListenOptions>,
+) -> Result<Vec<(Binding, Listening)>, ListenError> {
+    let bind = |listener: &Listener| {
+        let address = sockets.families.wildcard(listener.port());
+        let binding = Binding { listener: *listener, address, options: options.clone() };
+        let listening = binding.bind(netns)?;
+        Ok((binding, listening))
+    };
+    listeners.iter().map(bind).collect()
+}
+
+fn connect_options(sockets: &SocketConfig, mark: Option<u32>) -> ConnectOptions {
+    ConnectOptions {
+        mark,
+        keepalive: sockets.keepalive,
+        user_timeout: sockets.user_timeout,
+        ..ConnectOptions::default()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, ensure};
-use lab::traffic::{self, Received, Server};
+use lab::traffic::{self, Ending, Received, Server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -152,8 +152,12 @@ fn a_connection_that_one_end_cuts_ends_at_the_other() {
     let handler = async move |mut stream: TcpStream, _peer: SocketAddr| {
         let mut first = [0];
         stream.read_exact(&mut first).await?;
+        stream.write_all(&first).await?;
         match first {
-            [b'c'] => traffic::reset(stream),
+            [b'c'] => {
+                stream.read_exact(&mut first).await?;
+                traffic::reset(stream)
+            }
             _ => Ok(seen.send(traffic::ending(&mut stream).await?)?),
         }
     };
@@ -163,17 +167,47 @@ fn a_connection_that_one_end_cuts_ends_at_the_other() {
         .client
         .run(async move || {
             let mut stream = traffic::connect(target).await?;
-            stream.write_all(b"cut me").await?;
+            traffic::round_trip(&mut stream, b"c").await?;
+            stream.write_all(b"!").await?;
             traffic::ending(&mut stream).await?;
 
             let mut stream = traffic::connect(target).await?;
-            traffic::bounded("sending", async { Ok(stream.write_all(b"I cut").await?) }).await?;
-            Ok(())
+            traffic::round_trip(&mut stream, b"I").await?;
+            traffic::reset(stream)
         })
         .unwrap();
-    // How it ends depends on what Envoy makes of it. That it does is ours.
+    // Whether by a reset depends on Envoy, which does not always say.
     ended.recv_timeout(lab::PATIENCE).unwrap();
     lab::wait_until(|| server.open() == 0).unwrap();
+}
+
+/// The client must not take what it has for the whole.
+#[test]
+fn a_transfer_during_which_the_waypoint_dies_is_reset_at_the_client() {
+    let scene = Scene::new();
+    let mut envoy = scene.envoy();
+    let target: SocketAddr = (WEB, RAW.0).into();
+    let handler = async |mut stream: TcpStream, _peer: SocketAddr| {
+        traffic::send(&mut stream, 17, u64::MAX).await.map(drop)
+    };
+    let server = Server::start(&scene.driven.server, RAW.1, handler).unwrap();
+    for graceful in [false, true] {
+        let (started, under_way) = std::sync::mpsc::channel();
+        let reading = scene.driven.client.spawn(async move || {
+            let mut stream = traffic::connect(target).await?;
+            traffic::bounded("the first byte", async { Ok(stream.read_u8().await?) }).await?;
+            started.send(())?;
+            traffic::ending(&mut stream).await
+        });
+        under_way.recv_timeout(lab::PATIENCE).unwrap();
+        if graceful {
+            envoy.stop().unwrap();
+        }
+        envoy.kill();
+        assert_eq!(reading.join().unwrap(), Ending::Reset, "graceful: {graceful}");
+        lab::wait_until(|| server.open() == 0).unwrap();
+        envoy.restart().unwrap();
+    }
 }
 
 #[test]

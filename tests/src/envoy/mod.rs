@@ -29,6 +29,20 @@ const VERSION: &str = "1.40.0";
 /// Its administration port, on loopback. Not 15000: that is taken where a pod has a proxy of its own.
 const ADMIN_PORT: u16 = 15009;
 
+/// The last parts of the names of counters of what peers did wrong.
+const FAULTS: [&str; 10] = [
+    "downstream_cx_protocol_error",
+    "upstream_cx_protocol_error",
+    "rx_messaging_error",
+    "inbound_empty_frames_flood",
+    "inbound_window_update_frames_flood",
+    "header_overflow",
+    "keepalive_timeout",
+    "ssl.connection_error",
+    "ssl.fail_verify_error",
+    "ssl.fail_verify_san",
+];
+
 /// What an Envoy is for.
 #[derive(Clone, Debug)]
 pub enum EnvoyRole {
@@ -104,6 +118,21 @@ impl Envoy {
     /// The pod that it is in.
     pub fn pod(&self) -> &Pod {
         &self.pod
+    }
+
+    /// Its counters of what peers did wrong in TLS and HTTP/2, as far as they are not 0. To be asked after some traffic, when
+    /// all are there.
+    pub fn faults(&self) -> Result<Vec<String>> {
+        let (status, text) = self.get("/stats")?;
+        ensure!(status == 200, "Envoy's statistics answered {status}");
+        let mut faults = Vec::new();
+        for kind in FAULTS {
+            let suffix = format!(".{kind}: ");
+            let counters: Vec<_> = text.lines().filter(|line| line.contains(&suffix)).collect();
+            ensure!(!counters.is_empty(), "Envoy does not count {kind}");
+            faults.extend(counters.into_iter().filter(|line| !line.ends_with(": 0")).map(str::to_owned));
+        }
+        Ok(faults)
     }
 
     /// One of its counters or gauges, by its full name. One that is not there yet counts as 0.

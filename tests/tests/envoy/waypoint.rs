@@ -76,7 +76,7 @@ fn a_policy_for_the_waypoint_alone_holds_against_everybody_else() {
 #[test]
 fn the_waypoint_of_a_workload_may_be_named_by_address_or_by_hostname() {
     let scene = Scene::new();
-    let _envoy = scene.envoy();
+    let envoy = scene.envoy();
     let server = scene.http_server();
     let (pod, direct) =
         (&scene.driven.server, [scene.driven.server.at(HTTP.1), scene.driven.server.at_ipv6(HTTP.1)]);
@@ -100,6 +100,7 @@ fn the_waypoint_of_a_workload_may_be_named_by_address_or_by_hostname() {
     let own = scene.waypoint.addresses();
     assert!(server.peers().iter().all(|peer| own.contains(&peer.ip())), "{:?}", server.peers());
     assert_eq!(server.accepted(), 4);
+    assert_eq!(envoy.faults().unwrap(), Vec::<String>::new());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! the nodes, with IPv4 and IPv6. Everything real runs in them: the `ztunnel` binary ([`Ztunnel`]), a scripted node
 //! agent that enrols pods the way the CNI agent does ([`ScriptedAgent`]), a scripted control plane ([`ScriptedIstiod`]),
 //! and whatever programs or async code a test starts inside a pod. [`Mesh`] puts the usual combination of proxies with a
-//! static description together, [`Driven`] the one with a control plane.
+//! static description together, [`Driven`] the one with a control plane. [`Envoy`] is a real waypoint or gateway.
 //!
 //! ```no_run
 //! use lab::{BackendChoice, Lab, Mesh, MeshFile, traffic};

@@ -87,7 +87,7 @@ pub(super) fn http2() -> Value {
     })
 }
 
-/// The listener on port 15008 that terminates tunnels. `routes` and `filters` say what becomes of a CONNECT.
+/// The listener on port 15008 that terminates tunnels. `virtual_hosts` and `filters` say what becomes of a CONNECT.
 pub(super) fn connect_terminate(files: &Files, virtual_hosts: &[Value], mut filters: Vec<Value>) -> Value {
     filters.push(router());
     let manager = json!({

@@ -160,7 +160,7 @@ impl PodDns {
                         log(request, Some(workload), &failed, 0);
                     }
                 }
-                ours(request, &octets, age)
+                request.relay(&octets, age)
             }
             Err(error) => {
                 self.node.metrics.forwarded(source, of_error(error), took);
@@ -199,27 +199,6 @@ impl PodDns {
         }
         None
     }
-}
-
-/// The answer with the client's id, flags and spelling, lifetimes as they are now, in the size that the client takes.
-fn ours(request: &Request, octets: &[u8], age: Duration) -> Vec<u8> {
-    let mut answer = octets.to_vec();
-    wire::set_id(&mut answer, wire::u16_at(&request.octets, 0).unwrap_or_default());
-    wire::own_flags(&mut answer, wire::recursion_desired(&request.octets));
-    match wire::question_end(&request.octets) {
-        Some(end) if wire::same_question(&request.octets, &answer) => {
-            if let (Some(to), Some(from)) =
-                (answer.get_mut(wire::HEADER..end), request.octets.get(wire::HEADER..end))
-            {
-                to.copy_from_slice(from);
-            }
-        }
-        // An error without the question.
-        _ => return request.error(ResponseCode::from(0, wire::rcode(octets))),
-    }
-    wire::age(&mut answer, u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
-    wire::truncate(&mut answer, request.limit());
-    answer
 }
 
 fn of_error(error: AskError) -> Forwarded {

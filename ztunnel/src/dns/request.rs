@@ -1,6 +1,7 @@
 //! A client's request, and the answers that are made here.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA};
@@ -35,6 +36,9 @@ const LEAST_PAYLOAD: usize = 512;
 
 /// The most that fits a datagram over IPv4.
 const MOST_PAYLOAD: usize = 65_507;
+
+/// Octets of an address record, at least: a pointer to the name, type, class, lifetime, length, address.
+const SHORTEST_ADDRESS: usize = 16;
 
 /// What to do with what a client sent.
 #[derive(Debug)]
@@ -145,6 +149,25 @@ impl Request {
         response
     }
 
+    /// Makes the answer of a server, which came `age` ago, one of ours: with the client's id, flags and spelling, lifetimes
+    /// as they are now, in the size that the client takes. Everything else stays as it is, whatever it holds.
+    pub fn relay(&self, answer: &[u8], age: Duration) -> Vec<u8> {
+        let question_end = wire::question_end(&self.octets);
+        let Some(end) = question_end.filter(|_| wire::same_question(&self.octets, answer)) else {
+            // An error without the question.
+            return self.error(ResponseCode::from(0, wire::rcode(answer)));
+        };
+        let mut answer = answer.to_vec();
+        wire::set_id(&mut answer, self.message.metadata.id);
+        wire::own_flags(&mut answer, self.message.metadata.recursion_desired);
+        if let (Some(to), Some(from)) = (answer.get_mut(HEADER..end), self.octets.get(HEADER..end)) {
+            to.copy_from_slice(from);
+        }
+        wire::age(&mut answer, u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
+        wire::truncate(&mut answer, self.limit());
+        answer
+    }
+
     /// The message in octets, as many records of it as fit.
     pub(crate) fn encode(&self, response: Message) -> Vec<u8> {
         match response.to_vec() {
@@ -159,10 +182,22 @@ impl Request {
         }
     }
 
-    /// Whether the response is longer than what is left of it.
-    pub(crate) fn most_addresses(&self) -> usize {
-        // A pointer to the name, type, class, lifetime, length, address.
-        self.limit() / 16
+    /// The message in octets, with an address record for each of `addresses` that fits. It holds a CNAME record, which
+    /// leads to their owner, or nothing.
+    pub(crate) fn encode_with(&self, mut response: Message, ttl: u32, addresses: Vec<IpAddr>) -> Vec<u8> {
+        let edns = response.edns.take();
+        let mut octets = match response.to_vec() {
+            Ok(octets) => octets,
+            Err(_) => return self.error(ResponseCode::ServFail),
+        };
+        // One more than fits, so that it shows when some do not.
+        let fitting = self.limit() / SHORTEST_ADDRESS + 1;
+        wire::add_addresses(&mut octets, ttl, addresses.into_iter().take(fitting));
+        if let Some(edns) = edns {
+            wire::add_opt(&mut octets, edns.max_payload(), edns.flags().dnssec_ok);
+        }
+        wire::truncate(&mut octets, self.limit());
+        octets
     }
 }
 

@@ -80,16 +80,12 @@ impl Responder {
                 let count = addresses.len();
                 let mut response = request.response(ResponseCode::NoError);
                 response.metadata.authoritative = true;
-                let mut owner = request.owner().clone();
-                if let Some(target) = canonical.and_then(|labels| first_labels(&owner, labels)) {
-                    let data = RData::CNAME(CNAME(target.clone()));
-                    response.add_answer(Record::from_rdata(owner, TTL, data));
-                    owner = target;
+                if let Some(target) = canonical.and_then(|labels| first_labels(request.owner(), labels)) {
+                    let data = RData::CNAME(CNAME(target));
+                    response.add_answer(Record::from_rdata(request.owner().clone(), TTL, data));
                 }
-                // One more than fits, so that it shows when some do not.
-                let fitting = addresses.into_iter().take(request.most_addresses() + 1);
-                response.add_answers(fitting.map(|address| address_record(owner.clone(), TTL, address)));
-                Answer { octets: request.encode(response), result: "success", addresses: count }
+                let octets = request.encode_with(response, TTL, addresses);
+                Answer { octets, result: "success", addresses: count }
             }
         })
     }

@@ -4,11 +4,15 @@
 //! know. Only the id, four flags, the case of the question, lifetimes that have passed and records that do not fit are
 //! touched. Every function takes any bytes.
 
+use std::net::IpAddr;
 use std::ops::Range;
 
 /// Octets of the header.
 pub(crate) const HEADER: usize = 12;
 
+const CLASS_IN: u16 = 1;
+const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
 const TYPE_SOA: u16 = 6;
 const TYPE_OPT: u16 = 41;
 const TYPE_TSIG: u16 = 250;
@@ -226,6 +230,43 @@ pub(crate) fn contents(message: &[u8]) -> Option<Contents> {
         None => negative.unwrap_or(0),
     };
     Some(contents)
+}
+
+/// Appends an address record for each of `addresses` to a message that ends with its answer section, owned by the target of
+/// its last record, a CNAME record, if it has one, else by the name asked for. Owners are pointers: a large answer is as
+/// short as it can be, which the encoder's limit on compression (names beyond some number are spelt out) does not allow.
+pub(crate) fn add_addresses(message: &mut Vec<u8>, ttl: u32, addresses: impl Iterator<Item = IpAddr>) {
+    let last = records(message).and_then(|records| records.flatten().last());
+    let owner = last.map_or(HEADER, |record| record.ttl_at + 6);
+    // Both are within the first 600 octets of a message that begins with one question.
+    let pointer = u16::try_from(owner).unwrap_or_default() | 0xc000;
+    let mut count = u16_at(message, 6).unwrap_or_default();
+    for address in addresses {
+        let (kind, octets) = match address {
+            IpAddr::V4(address) => (TYPE_A, &address.octets()[..]),
+            IpAddr::V6(address) => (TYPE_AAAA, &address.octets()[..]),
+        };
+        message.extend_from_slice(&pointer.to_be_bytes());
+        message.extend_from_slice(&kind.to_be_bytes());
+        message.extend_from_slice(&CLASS_IN.to_be_bytes());
+        message.extend_from_slice(&ttl.to_be_bytes());
+        // Four or sixteen.
+        message.extend_from_slice(&[0, octets.len() as u8]);
+        message.extend_from_slice(octets);
+        count = count.saturating_add(1);
+    }
+    put(message, 6, &count.to_be_bytes());
+}
+
+/// Appends an OPT record (RFC 6891 section 6.1.2) to a message without additional records.
+pub(crate) fn add_opt(message: &mut Vec<u8>, payload: u16, dnssec_ok: bool) {
+    message.push(0);
+    message.extend_from_slice(&TYPE_OPT.to_be_bytes());
+    message.extend_from_slice(&payload.to_be_bytes());
+    let flags = if dnssec_ok { 0x8000_u32 } else { 0 };
+    message.extend_from_slice(&flags.to_be_bytes());
+    message.extend_from_slice(&[0, 0]);
+    put(message, 10, &[0, 1]);
 }
 
 /// Takes `seconds` off every lifetime.

@@ -341,12 +341,12 @@ fn the_header_and_the_question_come_back_as_they_were_sent() {
 fn a_large_answer_is_whole_over_tcp_and_cut_to_what_a_udp_client_takes() {
     const NAME: &str = "large.ns1.svc.cluster.local";
     let mut scene = Scene::new().service(NAME, "ns1", &[]);
-    for number in 0..256_u16 {
+    for number in 0..4000_u16 {
         let address = format!("10.7.{}.{}", number / 256, number % 256);
         scene = scene.endpoint(&format!("pod{number}"), &[&address], NAME, Health::Healthy);
     }
     let tcp = scene.respond(&query("large.", RecordType::A), Transport::Tcp).unwrap();
-    assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (256, false));
+    assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (4000, false));
     let mut with_edns = query("large.", RecordType::A);
     let mut edns = Edns::new();
     edns.set_max_payload(1232);

@@ -210,9 +210,14 @@ impl ScriptedAgent {
 
 /// Applies the in-pod rules of an ordinary pod, as the CNI agent does before it tells the proxy.
 ///
-/// DNS is not captured: there is no resolver in a laboratory.
+/// DNS is not captured: there is no resolver in most laboratories.
 pub fn apply_rules(pod: &Pod, backend: BackendChoice) -> Result<()> {
-    let wanted = PodRules { dns: DnsCapture::Off, ..PodRules::default() };
+    apply_rules_with(pod, backend, DnsCapture::Off)
+}
+
+/// As [`apply_rules`], with DNS captured or not.
+pub fn apply_rules_with(pod: &Pod, backend: BackendChoice, dns: DnsCapture) -> Result<()> {
+    let wanted = PodRules { dns, ..PodRules::default() };
     let backend = backend.resolve(pod.netns(), &[Family::V4, Family::V6])?;
     rules::apply(pod.netns(), &wanted, backend)
         .with_context(|| format!("cannot apply {backend} rules to {}", pod.name()))

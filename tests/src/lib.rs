@@ -55,7 +55,7 @@ mod ztunnel;
 use std::time::{Duration, Instant};
 
 pub use access_log::AccessLine;
-pub use agent::{Ack, ScriptedAgent, apply_rules};
+pub use agent::{Ack, ScriptedAgent, apply_rules, apply_rules_with};
 pub use capture::{Capture, Recording};
 pub use control_plane::{ControlPlane, Dial};
 pub use driven::{Driven, DrivenNode, DrivenOptions};
@@ -69,10 +69,10 @@ pub use mesh::Mesh;
 pub use mesh_file::{MeshFile, Protocol, Service, Workload};
 pub use namespace::{Namespace, Task};
 pub use process::Process;
-pub use redirect::rules::BackendChoice;
+pub use redirect::rules::{BackendChoice, DnsCapture};
 pub use topology::{Lab, Node, Pod};
 pub use two_nodes::{TwoNodes, hello};
-pub use ztunnel::{Ztunnel, ZtunnelOptions};
+pub use ztunnel::{Ztunnel, ZtunnelOptions, with_file};
 
 /// Everything here fails with a message for the person reading the test's output.
 pub type Result<T, E = anyhow::Error> = std::result::Result<T, E>;

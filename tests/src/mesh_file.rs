@@ -36,6 +36,9 @@ pub struct Workload {
     pub node: String,
     pub cluster_id: String,
     pub authorization_policies: Vec<String>,
+    /// Looked up when there are no addresses.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
     /// `namespace/hostname` of a service, to service port, to target port.
     pub services: BTreeMap<String, BTreeMap<u16, u16>>,
     /// Any other field, as YAML.

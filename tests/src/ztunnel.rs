@@ -26,6 +26,9 @@ pub struct ZtunnelOptions {
     pub environment: Vec<(String, OsString)>,
     /// The binary, when not the one that belongs to this build.
     pub binary: Option<PathBuf>,
+    /// What it finds as `/etc/resolv.conf` instead of the machine's, unless a control plane drives it. The file may be
+    /// rewritten later, not replaced.
+    pub resolv_conf: Option<PathBuf>,
     /// Arguments for setpriv(1), such as `--bounding-set=-net_admin`.
     pub privileges: Vec<String>,
 }
@@ -38,6 +41,7 @@ impl Default for ZtunnelOptions {
             drain: Duration::from_secs(5),
             environment: Vec::new(),
             binary: None,
+            resolv_conf: None,
             privileges: Vec::new(),
         }
     }
@@ -107,23 +111,8 @@ impl Ztunnel {
         let mut environment = control.environment();
         environment.push(("PROXY_MODE".to_owned(), "shared".into()));
         environment.push(("INPOD_UDS".to_owned(), node.agent_socket().into_os_string()));
-        // Hosts of its own: what follows happens in a copy of the mounts. Each program makes way for the next, so that
-        // the process remains the one that was started.
-        let mut command = home.command("unshare");
-        command.args([
-            "--mount",
-            "--",
-            "sh",
-            "-euc",
-            "mount --bind \"$1\" /etc/hosts; shift; exec \"$@\"",
-            "sh",
-        ]);
-        command
-            .arg(control.hosts())
-            .arg("setpriv")
-            .args(&options.privileges)
-            .arg("--")
-            .arg(Self::chosen(options)?);
+        let mut command = with_file(home, &control.hosts(), "/etc/hosts");
+        command.arg("setpriv").args(&options.privileges).arg("--").arg(Self::chosen(options)?);
         Self::launch(home, node, command, environment, options)
     }
 
@@ -136,7 +125,14 @@ impl Ztunnel {
     ) -> Result<Self> {
         let mesh = node.directory().join("mesh.yaml");
         file.write(&mesh)?;
-        let command = namespace.restricted_command(&options.privileges, Self::chosen(options)?);
+        let command = match &options.resolv_conf {
+            None => namespace.restricted_command(&options.privileges, Self::chosen(options)?),
+            Some(file) => {
+                let mut command = with_file(namespace, file, "/etc/resolv.conf");
+                command.arg("setpriv").args(&options.privileges).arg("--").arg(Self::chosen(options)?);
+                command
+            }
+        };
         let mut environment = vec![
             ("LOCAL_XDS_PATH".to_owned(), mesh.into_os_string()),
             ("LOCAL_CA_PATH".to_owned(), node.ca_directory().into()),
@@ -273,6 +269,15 @@ impl Ztunnel {
     pub fn output(&self) -> String {
         format!("{}\n{}", self.process.stdout().to_text(), self.process.stderr().to_text())
     }
+}
+
+/// A command of `namespace`, yet to be completed, that finds `file` at the path `place`: what follows happens in a copy of
+/// the mounts. Each program makes way for the next, so that the process remains the one that was started.
+pub fn with_file(namespace: &Namespace, file: &Path, place: &str) -> Command {
+    let mut command = namespace.command("unshare");
+    let script = "mount --bind \"$1\" \"$2\"; shift 2; exec \"$@\"";
+    command.args(["--mount", "--", "sh", "-euc", script, "sh"]).arg(file).arg(place);
+    command
 }
 
 impl Drop for Ztunnel {

@@ -162,7 +162,10 @@ async fn control(config: Config) -> Result<(), AppError> {
         }
     };
 
-    let routing = RouteConfig { network: config.network.clone(), illegal_ports: Listener::OWN_PORTS.into() };
+    let routing = RouteConfig {
+        network: config.network.clone(),
+        illegal_ports: Listener::own_ports(&config.sockets).into(),
+    };
     let shared = Arc::new(Shared {
         config: config.clone(),
         mesh,

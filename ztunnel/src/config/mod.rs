@@ -90,8 +90,6 @@ pub struct Config {
     pub stats_port: u16,
     /// The DNS proxy.
     pub dns: DnsConfig,
-    /// Whether a SOCKS5 listener was asked for. Nothing in this version uses it.
-    pub socks5: bool,
     /// At which level policy decisions are logged.
     pub policy_log: PolicyLog,
     /// Metadata of this proxy, of documents and variables.
@@ -186,7 +184,6 @@ impl Config {
             admin_port: documents.admin_port.unwrap_or(settings::DEFAULT_ADMIN_PORT),
             stats_port: documents.stats_port.unwrap_or(settings::DEFAULT_STATS_PORT),
             dns: dns::dns(&mut read, &documents.metadata),
-            socks5: read.value(&settings::UNSTABLE_ENABLE_SOCKS5),
             policy_log: read.value(&settings::AUTHZ_POLICY_INFO_LOGGING),
             istio_version: read.value(&settings::ISTIO_META_ISTIO_VERSION).into(),
             workers: threads::workers(&mut read, documents.concurrency),
@@ -199,7 +196,6 @@ impl Config {
             mode,
         };
         config.contradictions(&mut read);
-        config.unavailable(&mut read);
         config.warnings = read.finish()?;
         Ok(config)
     }
@@ -227,16 +223,6 @@ impl Config {
             let problem = "is not set and its default file does not exist: calls to the control plane say neither who \
                            we are nor which cluster we are of";
             read.warning(settings::AUTH_TOKEN.name, problem);
-        }
-    }
-
-    /// What was asked for and is not in this version. Whoever builds it takes its line away.
-    fn unavailable(&self, read: &mut Reader<'_>) {
-        if self.socks5 {
-            read.warning(
-                settings::UNSTABLE_ENABLE_SOCKS5.name,
-                "there is no SOCKS5 listener in this version",
-            );
         }
     }
 }

@@ -84,7 +84,7 @@ impl Config {
         let listener = |port| json!(self.sockets.families.wildcard(port));
         let localhost = |port| json!({ "Localhost": [self.sockets.families == Families::Both, port] });
         let keepalive = self.keepalive;
-        let mut own_ports = Listener::OWN_PORTS;
+        let mut own_ports = Listener::own_ports(&self.sockets);
         own_ports.sort_unstable();
         object(json!({
             "adminAddr": localhost(self.admin_port),
@@ -93,7 +93,7 @@ impl Config {
             "inboundAddr": listener(Listener::Tunnel.port()),
             "inboundPlaintextAddr": listener(Listener::Plaintext.port()),
             "outboundAddr": listener(Listener::Outbound.port()),
-            "socks5Addr": self.socks5.then(|| localhost(settings::SOCKS5_PORT)),
+            "socks5Addr": self.sockets.socks5.then(|| localhost(settings::SOCKS5_PORT)),
             "dnsProxy": self.dns.enabled,
             "dnsProxyAddr": match self.dns.address {
                 DnsAddress::Localhost(port) => localhost(port),

@@ -233,7 +233,7 @@ settings! {
         LOCALHOST_APP_TUNNEL: bool = Some("true"), values::boolean, "true or false",
             "Deliver traffic for an application tunnel to loopback.";
         UNSTABLE_ENABLE_SOCKS5: bool = Some("false"), values::boolean, "true or false",
-            "SOCKS5 listener on 127.0.0.1:15080. Not in this version: true is a warning.";
+            "SOCKS5 listener on 127.0.0.1:15080 of every pod. Names need the DNS proxy not to be off.";
         PREFERED_SERVICE_NAMESPACE: String = None, values::text, "a namespace",
             "Namespace whose services the DNS proxy prefers.";
     }

@@ -23,6 +23,8 @@ pub struct SocketConfig {
     pub user_timeout: Option<Duration>,
     /// Address families to listen on.
     pub families: Families,
+    /// Whether pods have a SOCKS5 listener.
+    pub socks5: bool,
 }
 
 /// Address families to listen on.
@@ -78,6 +80,7 @@ pub(super) fn sockets(read: &mut Reader<'_>, mode: &ProxyMode) -> (SocketConfig,
         user_timeout: read.value(&settings::USER_TIMEOUT_ENABLED).then_some(user_timeout),
         keepalive: read.value(&settings::KEEPALIVE_ENABLED).then_some(keepalive),
         families,
+        socks5: read.value(&settings::UNSTABLE_ENABLE_SOCKS5),
     };
     (config, keepalive)
 }

@@ -372,14 +372,13 @@ fn fips_is_refused_by_a_build_that_is_not_validated() {
 }
 
 #[test]
-fn what_is_not_there_yet_is_told_and_not_refused() {
+fn settings_of_dns_and_of_revocation_are_taken_without_a_word() {
     let config = read(&[
-        ("UNSTABLE_ENABLE_SOCKS5", "true"),
         ("ISTIO_META_DNS_CAPTURE", "true"),
         ("PREFERED_SERVICE_NAMESPACE", "shop"),
         ("AUTH_TOKEN", "token"),
     ]);
-    assert_eq!(warnings(&config.unwrap()), ["UNSTABLE_ENABLE_SOCKS5"]);
+    assert_eq!(warnings(&config.unwrap()), [""; 0]);
     let quiet = read(&[("CRL_PATH", ""), ("AUTH_TOKEN", "token")]).unwrap();
     assert_eq!((warnings(&quiet), &quiet.crl), (Vec::new(), &None));
 }

@@ -5,8 +5,11 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+use crate::config::SocketConfig;
+use crate::config::settings;
+
 /// Which of a pod's listeners.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Listener {
     /// 15001: what the pod's applications opened.
     Outbound,
@@ -14,11 +17,13 @@ pub(crate) enum Listener {
     Tunnel,
     /// 15006: what arrived for the pod outside a tunnel.
     Plaintext,
+    /// 15080, on loopback: what the pod's applications ask for by SOCKS5.
+    Socks,
 }
 
 impl Listener {
-    /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Outbound, Self::Tunnel, Self::Plaintext];
+    /// Those that every pod has.
+    pub(crate) const ALWAYS: [Self; 3] = [Self::Outbound, Self::Tunnel, Self::Plaintext];
 
     /// The port that the pod's rules redirect to, or that other proxies dial.
     pub(crate) const fn port(self) -> u16 {
@@ -26,6 +31,7 @@ impl Listener {
             Self::Outbound => 15001,
             Self::Tunnel => 15008,
             Self::Plaintext => 15006,
+            Self::Socks => settings::SOCKS5_PORT,
         }
     }
 
@@ -35,10 +41,17 @@ impl Listener {
             Self::Outbound => "outbound",
             Self::Tunnel => "inbound",
             Self::Plaintext => "inbound plaintext",
+            Self::Socks => "socks5",
         }
     }
 
-    /// Our ports: a connection to one of them through ourselves would never end.
+    /// The ports that are ours with these settings: a connection to one of them through ourselves would never end.
+    pub(crate) fn own_ports(sockets: &SocketConfig) -> Vec<u16> {
+        let socks = sockets.socks5.then_some(Self::Socks.port());
+        Self::OWN_PORTS.into_iter().chain(socks).collect()
+    }
+
+    /// Our ports that every pod has: a connection to one of them through ourselves would never end.
     pub(crate) const OWN_PORTS: [u16; 3] =
         [Self::Outbound.port(), Self::Tunnel.port(), Self::Plaintext.port()];
 }
@@ -46,6 +59,8 @@ impl Listener {
 /// A connection that was accepted, before anything is decided about it.
 #[derive(Debug)]
 pub(crate) struct Accepted {
+    /// Where it came in.
+    pub(crate) listener: Listener,
     /// The client's connection.
     pub(crate) stream: TcpStream,
     /// Who connected, as the kernel knows it.

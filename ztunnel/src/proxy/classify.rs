@@ -84,6 +84,7 @@ pub(crate) async fn outbound(pod: &LocalPod, accepted: &Accepted) -> Result<Deci
     Ok(Decision {
         mesh: shared.mesh.load(),
         source,
+        listener: accepted.listener,
         client: accepted.peer,
         destination: accepted.destination,
         // Seeded from the generator that each thread has.
@@ -98,6 +99,8 @@ pub(crate) struct Decision {
     mesh: Arc<Mesh>,
     /// The workload whose connection it is.
     pub(crate) source: Arc<Workload>,
+    /// Where it came in.
+    pub(crate) listener: Listener,
     client: SocketAddr,
     destination: SocketAddr,
     rng: fastrand::Rng,
@@ -168,8 +171,8 @@ pub(crate) async fn resolve(
 }
 
 /// A connection that arrived in plaintext goes on to where it was going, unless that is ourselves.
-pub(crate) fn plaintext(destination: SocketAddr) -> Result<(), ClassifyError> {
-    match Listener::OWN_PORTS.contains(&destination.port()) {
+pub(crate) fn plaintext(pod: &LocalPod, destination: SocketAddr) -> Result<(), ClassifyError> {
+    match pod.worker.shared().routing.illegal_ports.contains(&destination.port()) {
         true => Err(ClassifyError::SelfCall),
         false => Ok(()),
     }

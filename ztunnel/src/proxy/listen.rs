@@ -18,7 +18,7 @@ use super::classify::ClassifyError;
 use super::pod::{LocalPod, Stop};
 use super::report::{Direction, deny_early};
 use super::task_set::Place;
-use super::{inbound_tunnel, outbound, passthrough};
+use super::{inbound_tunnel, outbound, passthrough, socks5};
 use crate::metrics::Limit;
 use crate::telemetry::with_causes;
 use crate::worker::Occupied;
@@ -227,13 +227,14 @@ fn serve(pod: &Rc<LocalPod>, arrival: Arrival) {
     if listener == Listener::Outbound && destination == local && Listener::OWN_PORTS.contains(&local.port()) {
         return deny_early(peer, destination, Direction::Outbound, &ClassifyError::SelfCall);
     }
-    let accepted = Box::new(Accepted { stream, peer, destination, keep_source, at });
+    let accepted = Box::new(Accepted { listener, stream, peer, destination, keep_source, at });
     match listener {
         Listener::Outbound => pod.spawn(occupied, |place| outbound::serve(pod.clone(), accepted, place)),
         Listener::Tunnel => pod.spawn(occupied, |place| inbound_tunnel::serve(pod.clone(), accepted, place)),
         Listener::Plaintext => {
             pod.spawn(occupied, |place| passthrough::serve(pod.clone(), accepted, place));
         }
+        Listener::Socks => pod.spawn(occupied, |place| socks5::serve(pod.clone(), accepted, place)),
     }
 }
 
@@ -246,8 +247,8 @@ fn addresses(
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let local = canonical(stream.local_addr()?);
     let destination = match listener {
-        // Tunnels are not redirected.
-        Listener::Tunnel => local,
+        // Not redirected. Where a SOCKS client goes, it has yet to say.
+        Listener::Tunnel | Listener::Socks => local,
         Listener::Outbound | Listener::Plaintext => canonical(original_destination(stream, peer)?.address()),
     };
     Ok((local, destination))

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! [`outbound`], [`inbound`] and [`passthrough`] compose them; [`attempts`] goes back from tunnel to classify when an
-//! endpoint cannot be reached; [`listen`] gives connections to workers, and
-//! [`inbound_tunnel`] takes them out of tunnels. [`pod`] is whose connection it is; [`run`] starts and stops what is
+//! endpoint cannot be reached; [`listen`] gives connections to workers, [`socks5`]
+//! asks where they go, and [`inbound_tunnel`] takes them out of tunnels. [`pod`] is whose connection it is; [`run`] starts and stops what is
 //! listened on.
 
 mod accept;
@@ -35,6 +35,7 @@ mod read_ahead;
 mod reconsider;
 mod report;
 mod run;
+pub mod socks5;
 mod task_set;
 mod tcp;
 mod tunnel;
@@ -64,10 +65,11 @@ mod tests {
     fn a_connection_costs_little_to_hold() {
         let outbound = size_of_task(outbound::serve);
         let passthrough = size_of_task(passthrough::serve);
+        let socks = size_of_task(socks5::serve);
         let inbound = size_of_request(inbound::serve);
         assert!(
-            outbound <= LIMIT && passthrough <= LIMIT && inbound <= LIMIT,
-            "{outbound} {passthrough} {inbound}"
+            [outbound, passthrough, socks, inbound].into_iter().all(|size| size <= LIMIT),
+            "{outbound} {passthrough} {socks} {inbound}"
         );
     }
 }

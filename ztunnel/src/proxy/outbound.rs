@@ -98,7 +98,7 @@ impl Plan {
         decision: &Decision,
         route: Route,
     ) -> Result<Self, ClassifyError> {
-        let source = decision.source.clone();
+        let (source, listener) = (decision.source.clone(), decision.listener);
         let endpoint = route.endpoint().map(|(workload, port)| (workload.uid.clone(), port));
         let mut tunnel_peer = TunnelPeer::NodeProxy;
         let (way, destination, service) = match route {
@@ -110,7 +110,7 @@ impl Plan {
                     tunnel_peer = TunnelPeer::Waypoint;
                 }
                 let peer = classify::resolve(pod, &source, &target).await?;
-                let key = TunnelKey { source: pod.identity(&source)?, expected: identities, peer };
+                let key = TunnelKey { listener, source: pod.identity(&source)?, expected: identities, peer };
                 (Way::Hbone(Box::new(key), asked(&authority, peer)?), Some(workload), service)
             }
             Route::DoubleHbone(route) => {
@@ -118,7 +118,7 @@ impl Plan {
                 tunnel_peer = TunnelPeer::Waypoint;
                 let peer = classify::resolve(pod, &source, &route.target).await?;
                 let expected = route.gateway_identities;
-                let outer = TunnelKey { source: pod.identity(&source)?, expected, peer };
+                let outer = TunnelKey { listener, source: pod.identity(&source)?, expected, peer };
                 let key = InnerKey::new(outer, asked(&route.authority, peer)?, route.inner_identities);
                 // Who is behind the gateway is not known before they answer.
                 (Way::Gateway(Box::new(key)), None, Some(route.service))

@@ -44,7 +44,7 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
 }
 
 async fn local(pod: &LocalPod, accepted: &Accepted) -> Result<Arc<Workload>, ClassifyError> {
-    classify::plaintext(accepted.destination)?;
+    classify::plaintext(pod, accepted.destination)?;
     classify::local_workload(pod).await
 }
 

@@ -1,5 +1,6 @@
 //! Starting and stopping the proxy of one pod, from the control thread.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -57,7 +58,9 @@ impl BoundPod {
             user_timeout: sockets.user_timeout,
             backlog: DEFAULT_BACKLOG,
         });
-        let listeners = bind_all(&Listener::ALL, netns.as_ref(), sockets, &options)?;
+        let listeners: Vec<_> =
+            Listener::ALWAYS.into_iter().chain(sockets.socks5.then_some(Listener::Socks)).collect();
+        let listeners = bind_all(&listeners, netns.as_ref(), sockets, &options)?;
         let dns = dns::bind_all(config, netns.as_ref(), &options)?;
         let pod = Pod::new(workload, netns, connect_options(sockets, sockets.mark));
         Ok(Self { pod: Arc::new(pod), listeners, dns })
@@ -117,8 +120,17 @@ fn bind_all(
     options: &Arc<ListenOptions>,
 ) -> Result<Vec<(Binding, Listening)>, ListenError> {
     let bind = |listener: &Listener| {
-        let address = sockets.families.wildcard(listener.port());
-        let binding = Binding { listener: *listener, address, options: options.clone() };
+        let (address, options) = match listener {
+            Listener::Outbound | Listener::Tunnel | Listener::Plaintext => {
+                (sockets.families.wildcard(listener.port()), options.clone())
+            }
+            // The pod's own applications alone, whose going away the kernel tells.
+            Listener::Socks => {
+                let without = ListenOptions { keepalive: None, user_timeout: None, ..**options };
+                ((Ipv4Addr::LOCALHOST, listener.port()).into(), Arc::new(without))
+            }
+        };
+        let binding = Binding { listener: *listener, address, options };
         let listening = binding.bind(netns)?;
         Ok((binding, listening))
     };

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
+use super::accept::Listener;
 use super::authorize::Permit;
 use super::error::{ConnectionError, ResponseFlag, is_out_of_reach, os_error};
 use super::pod::LocalPod;
@@ -35,9 +36,11 @@ pub(crate) const TLS_BUFFER: usize = 256 * 1024;
 pub(super) const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
 
 /// What two connections of a pod must have in common to share a tunnel. Pools belong to one pod on one worker, so the
-/// namespace and the source address are the same anyway.
+/// namespace and the source address are the same anyway. What came by SOCKS5 has tunnels of its own.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct TunnelKey {
+    /// Where the connections came in.
+    pub(crate) listener: Listener,
     /// Whom the tunnel speaks for.
     pub(crate) source: SpiffeId,
     /// Who may answer.

@@ -19,7 +19,6 @@ fn frames_that_break_the_rules_of_the_connection_end_the_tunnel() {
     let authority = siege.target().authority;
     let most = (1_u32 << 31) - 1;
     let oversized = [&[0x20, 0, 0, kind::DATA, 0, 0, 0, 0, 5][..], &[0; 64]].concat();
-    let mut warnings = siege.warnings();
     for (what, reason, bytes) in [
         (
             "more credit than there can be",
@@ -54,12 +53,11 @@ fn frames_that_break_the_rules_of_the_connection_end_the_tunnel() {
             "" => siege.ztunnel().metric(crate::FAULTS, "destination").unwrap() as usize,
             label => siege.faults(label),
         };
-        let before = faults(label);
+        let (before, warnings) = (faults(label), siege.warnings());
         let code = siege.attack(async move |target| told(target, bytes).await);
         assert_ne!(code, Some(0), "{what}");
         lab::wait_until(|| faults(label) == before + 1).unwrap_or_else(|error| panic!("{what}: {error}"));
-        warnings += 1;
-        lab::wait_until(|| siege.warnings() == warnings).unwrap();
+        lab::wait_until(|| siege.warnings() == warnings + 1).unwrap();
     }
     siege.end();
 }

@@ -12,6 +12,8 @@ use http::HeaderMap;
 use identity::SpiffeId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use ztunnel::config::Config;
+use ztunnel::dns::{Client, Decoded, Request, Responder, Transport};
 use ztunnel::policy::{
     Access, Action, Enforcement, MatchSpec, Policy, PolicyScope, PolicySpec, StringMatch, compile,
 };
@@ -32,6 +34,7 @@ fn main() {
     routes(&mut criterion);
     endpoints(&mut criterion);
     changes(&mut criterion);
+    names(&mut criterion);
     copies(&mut criterion);
     criterion.final_summary();
 }
@@ -333,6 +336,48 @@ impl Limits for Unlimited {
     fn half_closed(&self) -> std::time::Duration {
         std::time::Duration::MAX
     }
+}
+
+/// DNS queries, from the datagram to the answer or to the decision that others are asked, in a mesh of 10,000 services.
+fn names(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("dns");
+    let environment = [("LOCAL_XDS", "{}"), ("XDS_ADDRESS", "")];
+    let environment: std::collections::BTreeMap<_, _> =
+        environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let responder = Responder::new(&Config::read(&environment).expect("a configuration"));
+    let mut mesh = Mesh::new(None);
+    for number in 0..10_000_u32 {
+        let hostname = format!("service-{number}.shop.svc.cluster.local");
+        let address = Ipv4Addr::from(0x0a60_0000 + number).into();
+        mesh.upsert_service(Arc::new(Service {
+            host: NamespacedHostname { namespace: "shop".into(), hostname: hostname.into() },
+            vips: [NetworkAddress { network: "".into(), address }].into(),
+            ..Service::default()
+        }));
+    }
+    let workload = Workload { namespace: "shop".into(), ..Workload::default() };
+    let search = responder.search_domains("shop");
+    let client = Client { workload: &workload, search: &search };
+    for (what, name, known) in [
+        ("a full name", "service-77.shop.svc.cluster.local", true),
+        ("a short name", "service-77", true),
+        ("an unknown name behind a search domain", "www.example.com.shop.svc.cluster.local", false),
+        ("an unknown name", "www.example.com", false),
+    ] {
+        let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            query.push(u8::try_from(label.len()).expect("a label"));
+            query.extend_from_slice(label.as_bytes());
+        }
+        query.extend_from_slice(&[0, 0, 1, 0, 1]);
+        let answer = || match Request::decode(black_box(&query), Transport::Udp) {
+            Decoded::Request(request) => responder.answer(&mesh, client, &request).is_some(),
+            Decoded::Ignored | Decoded::Refused(_) => false,
+        };
+        assert_eq!(answer(), known, "{name}");
+        group.bench_function(what, |bencher| bencher.iter(answer));
+    }
+    group.finish();
 }
 
 async fn copy_through(bytes: usize, chunk: usize) {

@@ -143,19 +143,19 @@ struct Record {
 /// All records of a message with one question, in order. Ends with `None` at one that is cut.
 fn records(message: &[u8]) -> Option<impl Iterator<Item = Option<Record>>> {
     let mut at = question_end(message)?;
-    let sections = [(Section::Answer, 6), (Section::Authority, 8), (Section::Additional, 10)];
-    let mut left = [0; 3];
-    for (left, (section, count_at)) in left.iter_mut().zip(sections) {
-        *left = u16_at(message, count_at)?;
-        let _ = section;
-    }
+    let mut left = [
+        (Section::Answer, u16_at(message, 6)?),
+        (Section::Authority, u16_at(message, 8)?),
+        (Section::Additional, u16_at(message, 10)?),
+    ];
     Some(std::iter::from_fn(move || {
-        let (index, left) = left.iter_mut().enumerate().find(|(_, left)| **left > 0)?;
-        *left -= 1;
-        let record = record(message, at, sections[index].0);
+        let (section, count) = left.iter_mut().find(|(_, count)| *count > 0)?;
+        *count -= 1;
+        let record = record(message, at, *section);
         match &record {
             Some(record) => at = record.range.end,
-            None => *left = 0,
+            // What follows cannot be found.
+            None => left.iter_mut().for_each(|(_, count)| *count = 0),
         }
         Some(record)
     }))

@@ -9,3 +9,4 @@ mod lifecycle;
 mod on_demand;
 mod resolver;
 mod scene;
+mod socks;

@@ -17,6 +17,7 @@
 //! hostname only, for the data plane.
 
 mod asker;
+mod behalf;
 mod cache;
 mod lookup;
 mod names;
@@ -49,8 +50,10 @@ use crate::metrics::dns::Limit;
 use crate::proxy::{Pod, PodInstance, Stop};
 use crate::state::MeshState;
 use crate::state::model::Workload;
+use crate::state::route::Family;
 use crate::worker::AbortOnPanic;
 use asker::{Asker, Upstreams};
+use behalf::AddressQuery;
 use cache::{Bounds, Cache};
 pub use lookup::Client;
 pub(crate) use on_demand::ResolveError;
@@ -79,6 +82,7 @@ enum Order {
     Serve { pod: Arc<Pod>, sockets: Vec<DnsSocket> },
     Stop { instance: PodInstance, how: Stop, ended: oneshot::Sender<()> },
     Resolve { hostname: Arc<str>, source: Arc<Workload>, answer: oneshot::Sender<Resolved> },
+    Ask { instance: PodInstance, query: AddressQuery, answer: oneshot::Sender<Result<IpAddr, ResolveError>> },
 }
 
 type Resolved = Result<Vec<IpAddr>, ResolveError>;
@@ -144,6 +148,26 @@ impl DnsHandle {
         }
         answered.await.unwrap_or(Err(ResolveError::Failed))
     }
+
+    /// The address of the full `name` that the applications of a pod would be answered with, whose sockets are served. Bounds
+    /// and cancellation as for [`resolve`](Self::resolve).
+    ///
+    /// # Errors
+    /// It is no name, has no address of the family, could not be looked up, or too many are under way.
+    pub(crate) async fn address(
+        &self,
+        instance: PodInstance,
+        name: &str,
+        family: Family,
+    ) -> Result<IpAddr, ResolveError> {
+        let query = AddressQuery::new(name, family)?;
+        let (answer, answered) = oneshot::channel();
+        if self.orders.try_send(Order::Ask { instance, query, answer }).is_err() {
+            self.metrics.shed(Limit::Lookups);
+            return Err(ResolveError::Failed);
+        }
+        answered.await.unwrap_or(Err(ResolveError::Failed))
+    }
 }
 
 /// What all pods share, on the thread.
@@ -176,6 +200,7 @@ struct Service {
 }
 
 struct Served {
+    dns: Rc<PodDns>,
     stop: watch::Sender<Option<Stop>>,
     tasks: JoinSet<()>,
 }
@@ -264,6 +289,7 @@ impl Service {
             Order::Serve { pod, sockets } => self.serve(pod, sockets),
             Order::Stop { instance, how, ended } => self.stop(instance, how, ended),
             Order::Resolve { hostname, source, answer } => self.resolve(hostname, source, answer),
+            Order::Ask { instance, query, answer } => self.ask(instance, query, answer),
         }
     }
 
@@ -276,11 +302,11 @@ impl Service {
             tasks.spawn_local(udp::serve(pod.clone(), binding.clone(), udp, stopping.clone()));
             tasks.spawn_local(tcp::serve(pod.clone(), binding, tcp, stopping.clone()));
         }
-        self.pods.insert(instance, Served { stop, tasks });
+        self.pods.insert(instance, Served { dns: pod, stop, tasks });
     }
 
     fn stop(&mut self, instance: PodInstance, how: Stop, ended: oneshot::Sender<()>) {
-        let Some(Served { stop, mut tasks }) = self.pods.remove(&instance) else { return };
+        let Some(Served { stop, mut tasks, .. }) = self.pods.remove(&instance) else { return };
         stop.send_replace(Some(how));
         let node = self.node.clone();
         // Ends with the drain, which has a bound.
@@ -288,6 +314,27 @@ impl Service {
             while tasks.join_next().await.is_some() {}
             node.upstreams.cache.borrow_mut().forget(instance);
             drop(ended);
+        });
+    }
+
+    fn ask(
+        &mut self,
+        instance: PodInstance,
+        query: AddressQuery,
+        mut answer: oneshot::Sender<Result<IpAddr, ResolveError>>,
+    ) {
+        if self.lookups.len() >= MOST_LOOKUPS {
+            self.node.metrics.shed(Limit::Lookups);
+            drop(answer.send(Err(ResolveError::Failed)));
+            return;
+        }
+        // Of a pod that is not served any more nobody waits for answers.
+        let Some(pod) = self.pods.get(&instance).map(|served| served.dns.clone()) else { return };
+        self.lookups.spawn_local(async move {
+            tokio::select! {
+                () = answer.closed() => {}
+                address = query.ask(&pod) => drop(answer.send(address)),
+            }
         });
     }
 

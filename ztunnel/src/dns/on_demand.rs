@@ -111,7 +111,7 @@ impl HostResolver {
 const MOST_ALIASES: usize = 16;
 
 /// The addresses that an answer gives for `name`, following its CNAME records; others are none of ours.
-fn addresses_of(message: &Message, name: &Name) -> Vec<IpAddr> {
+pub(super) fn addresses_of(message: &Message, name: &Name) -> Vec<IpAddr> {
     let mut names = HashSet::from([name.to_lowercase()]);
     // Aliases come in order as a rule; where they do not, each pass finds at least one more.
     for _ in 0..MOST_ALIASES {

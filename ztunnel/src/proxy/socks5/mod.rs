@@ -85,7 +85,7 @@ async fn negotiate(pod: &LocalPod, accepted: &mut Accepted) -> Result<SocketAddr
     let Destination { host, port } = read(stream, wire::request).await?;
     let ip = match host {
         Host::Address(ip) => ip.to_canonical(),
-        Host::Name(name) => resolve::resolve(pod, &name, peer.ip())?,
+        Host::Name(name) => resolve::resolve(pod, &name, peer.ip()).await?,
     };
     stream.write_all(&Reply::Succeeded.encode()).await?;
     Ok(SocketAddr::new(ip, port))

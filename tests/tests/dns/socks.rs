@@ -45,11 +45,19 @@ fn ask(scene: &Scene, name: &'static str, port: u16) -> (u8, Vec<u8>) {
 #[test]
 fn names_of_the_mesh_and_others_are_found_and_what_nobody_knows_is_not() {
     let options = ZtunnelOptions::default().variable("UNSTABLE_ENABLE_SOCKS5", "true");
-    let scene = Scene::with(BackendChoice::Nftables, options, script, |_, _| Ok(())).unwrap();
+    // The server's node has no proxy here.
+    let scene = Scene::with(BackendChoice::Nftables, options, script, |file, server| {
+        let mut workloads = file.workloads.iter_mut();
+        let server = workloads.find(|workload| workload.name == server.name()).unwrap();
+        server.protocol = lab::Protocol::Tcp;
+        Ok(())
+    })
+    .unwrap();
     let _echo = Server::start(&scene.server, 8080, traffic::echo).unwrap();
     assert_eq!(ask(&scene, "web.default.svc.cluster.local", 80), (0, b"hello".to_vec()));
     assert_eq!(ask(&scene, "outside.example", 8080), (0, b"hello".to_vec()));
     assert_eq!(ask(&scene, "outside.example.", 8080), (0, b"hello".to_vec()));
+    assert_eq!(scene.resolver.count("web.default.svc.cluster.local."), 0);
     assert_eq!(ask(&scene, "absent.example", 8080), (4, Vec::new()));
     assert_eq!(ask(&scene, "not..a.name", 8080), (4, Vec::new()));
 }

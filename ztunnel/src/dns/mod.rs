@@ -325,7 +325,8 @@ impl Service {
     ) {
         if self.lookups.len() >= MOST_LOOKUPS {
             self.node.metrics.shed(Limit::Lookups);
-            drop(answer.send(Err(ResolveError::Failed)));
+            // Nobody may wait for it any more.
+            let _ = answer.send(Err(ResolveError::Failed));
             return;
         }
         // Of a pod that is not served any more nobody waits for answers.
@@ -333,7 +334,9 @@ impl Service {
         self.lookups.spawn_local(async move {
             tokio::select! {
                 () = answer.closed() => {}
-                address = query.ask(&pod) => drop(answer.send(address)),
+                address = query.ask(&pod) => {
+                    let _ = answer.send(address);
+                }
             }
         });
     }

@@ -32,6 +32,8 @@ const STAGES: [Stage; 4] = [Stage::Connected, Stage::Asked, Stage::Flooding, Sta
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Held {
     descriptors: [usize; 2],
+    /// On all threads that carry bytes or answer DNS.
+    tasks: [usize; 2],
     memory: [u64; 2],
 }
 
@@ -42,6 +44,7 @@ fn proxies(scene: &TwoNodes) -> [&Ztunnel; 2] {
 fn held(scene: &TwoNodes) -> Held {
     Held {
         descriptors: proxies(scene).map(|proxy| proxy.process().descriptors().unwrap()),
+        tasks: proxies(scene).map(|proxy| proxy.metric("istio_thread_tasks", "").unwrap() as usize),
         memory: proxies(scene).map(|proxy| proxy.process().resident_memory().unwrap()),
     }
 }
@@ -135,13 +138,15 @@ fn after_twenty_thousand_connections_the_proxies_hold_what_they_held_before() {
     let returned = |after: &Held| {
         let descriptors =
             after.descriptors.iter().zip(settled.descriptors).all(|(after, before)| *after <= before + few);
+        // Such a tunnel has one task at either end.
+        let tasks = after.tasks.iter().zip(settled.tasks).all(|(after, before)| *after <= before + few);
         // Memory by a twentieth, and two buffers.
         let memory = after
             .memory
             .iter()
             .zip(settled.memory)
             .all(|(after, before)| *after <= before + before / 20 + (512 << 10));
-        descriptors && memory
+        descriptors && tasks && memory
     };
     lab::wait_until(|| returned(&end())).unwrap_or_else(|_| panic!("before {settled:?}, after {:?}", end()));
     assert!(echo.accepted() > 25_000, "{}", echo.accepted());

@@ -31,7 +31,7 @@ use xds_client::{Client, Demand, Mode};
 use crate::config::{AddressDemand, CaSource, Config, MeshSource, ProxyMode, XdsConfig};
 use crate::control_plane::{ControlPlane, RootWatch, SharedChannel};
 use crate::dns::DnsHandle;
-use crate::metrics::{DnsMetrics, DryRunVerdicts, HandshakeFailures, LimitsReached, Retries, TunnelFaults};
+use crate::metrics::{DataPlane, DnsMetrics};
 use crate::pods::{AgentMisbehaved, PodEvents, PodManager};
 use crate::proxy::{BoundPod, Handshakes, Listener, Stop};
 use crate::readiness::{self, Probes, Readiness, Task};
@@ -123,24 +123,17 @@ async fn control(config: Config) -> Result<(), AppError> {
     let mesh = Arc::new(MeshState::new(read_mesh(&config)?));
     let (revocations, certificates) = identities(&config, &mut beside)?;
     let events = Arc::new(PodEvents::default());
-    let dry_run = Arc::new(DryRunVerdicts::default());
-    let handshake_failures = Arc::new(HandshakeFailures::default());
+    let counters = DataPlane::default();
     let dns_metrics = Arc::new(DnsMetrics::default());
-    let dns = DnsHandle::start(config.clone(), mesh.clone(), dns_metrics.clone())?;
-    let retries = Arc::new(Retries::default());
-    let (tunnel_faults, limits) = (Arc::new(TunnelFaults::default()), Arc::new(LimitsReached::default()));
+    let dns = DnsHandle::start(config.clone(), mesh.clone(), dns_metrics.clone(), &counters.threads)?;
     let observed = Observed {
         config: &config,
         mesh: &mesh,
         certificates: &certificates,
         revocations: &revocations,
         events: &events,
-        dry_run: &dry_run,
-        handshake_failures: &handshake_failures,
+        counters: &counters,
         dns: &dns_metrics,
-        retries: &retries,
-        tunnel_faults: &tunnel_faults,
-        limits: &limits,
     };
     let xds_metrics = observers.serve(observed, &mut beside);
     let (known, mesh_known) = watch::channel(false);
@@ -171,13 +164,9 @@ async fn control(config: Config) -> Result<(), AppError> {
         mesh,
         routing,
         certificates,
-        dry_run,
-        handshake_failures,
+        counters,
         dns,
         avoided: Avoided::new(Instant::now()),
-        retries,
-        tunnel_faults,
-        limits,
         handshakes: Handshakes::default(),
         demand,
     });

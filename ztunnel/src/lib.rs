@@ -24,4 +24,5 @@ pub mod rules;
 pub mod shutdown;
 pub mod state;
 pub mod telemetry;
+mod thread;
 pub mod worker;

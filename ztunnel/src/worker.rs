@@ -11,13 +11,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
 use crate::proxy::{LocalPod, PodInstance};
 use crate::state::MeshState;
 use crate::state::avoided::Avoided;
 use crate::state::route::RouteConfig;
+use crate::thread;
 
 /// What is the same for every connection of the process.
 #[derive(Debug)]
@@ -30,20 +30,12 @@ pub(crate) struct Shared {
     pub(crate) routing: RouteConfig,
     /// Our pods' certificates.
     pub(crate) certificates: identity::CertificateStore,
-    /// What policies in dry run would have done.
-    pub(crate) dry_run: Arc<crate::metrics::DryRunVerdicts>,
-    /// Why tunnels did not come up.
-    pub(crate) handshake_failures: Arc<crate::metrics::HandshakeFailures>,
+    /// What is counted.
+    pub(crate) counters: crate::metrics::DataPlane,
     /// Serves pods' DNS queries, and looks up hostnames.
     pub(crate) dns: crate::dns::DnsHandle,
     /// Endpoints that could not be connected to a moment ago.
     pub(crate) avoided: Avoided,
-    /// How often another endpoint was tried.
-    pub(crate) retries: Arc<crate::metrics::Retries>,
-    /// What peers did that ended their tunnels.
-    pub(crate) tunnel_faults: Arc<crate::metrics::TunnelFaults>,
-    /// Which limits were met.
-    pub(crate) limits: Arc<crate::metrics::LimitsReached>,
     /// Tunnels to our pods that are coming up.
     pub(crate) handshakes: crate::proxy::Handshakes,
     /// Asks the control plane for what is not known. `None`: what is not known does not exist.
@@ -181,23 +173,8 @@ impl Workers {
         let handles: Arc<[WorkerHandle]> = handles.into();
         for (index, queue) in queues.into_iter().enumerate() {
             let (shared, all) = (shared.clone(), handles.clone());
-            let (started, start) = std::sync::mpsc::channel();
-            std::thread::Builder::new().name(format!("ztunnel-{index}")).spawn(move || {
-                let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-                let (runtime, outcome) = match runtime {
-                    Ok(runtime) => (Some(runtime), Ok(())),
-                    Err(error) => (None, Err(error)),
-                };
-                // Fails when `start` has given up, which ends the process.
-                drop(started.send(outcome));
-                if let Some(runtime) = runtime {
-                    let _alive = AbortOnPanic;
-                    runtime.block_on(run(shared, all, index, queue));
-                }
-            })?;
-            start
-                .recv()
-                .unwrap_or_else(|_| Err(io::Error::other("a data-plane thread ended at its start")))?;
+            let threads = shared.counters.threads.clone();
+            thread::start(format!("ztunnel-{index}"), &threads, move || run(shared, all, index, queue))?;
         }
         Ok(Self { handles })
     }
@@ -205,17 +182,6 @@ impl Workers {
     /// All workers.
     pub(crate) fn handles(&self) -> &Arc<[WorkerHandle]> {
         &self.handles
-    }
-}
-
-/// Ends the process when the thread that holds it panics.
-pub(crate) struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            std::process::abort();
-        }
     }
 }
 

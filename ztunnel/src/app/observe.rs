@@ -12,10 +12,7 @@ use crate::config::{Config, ProxyMode};
 use crate::metrics::certificates::CertificateNumbers;
 use crate::metrics::crl::{BySide, CrlNumbers};
 use crate::metrics::pods::PodNumbers;
-use crate::metrics::{
-    self, DnsMetrics, DryRunVerdicts, HandshakeFailures, LimitsReached, MetricsServer, Registry, Retries,
-    TunnelFaults, XdsMetrics,
-};
+use crate::metrics::{self, DataPlane, DnsMetrics, MetricsServer, Registry, XdsMetrics};
 use crate::pods::{self, PodEvents};
 use crate::state::{MeshState, StaticConfig};
 use crate::telemetry::with_causes;
@@ -33,12 +30,8 @@ pub(super) struct Observed<'a> {
     pub(super) certificates: &'a CertificateStore,
     pub(super) revocations: &'a Revocations,
     pub(super) events: &'a Arc<PodEvents>,
-    pub(super) dry_run: &'a Arc<DryRunVerdicts>,
-    pub(super) handshake_failures: &'a Arc<HandshakeFailures>,
+    pub(super) counters: &'a DataPlane,
     pub(super) dns: &'a Arc<DnsMetrics>,
-    pub(super) retries: &'a Arc<Retries>,
-    pub(super) tunnel_faults: &'a Arc<TunnelFaults>,
-    pub(super) limits: &'a Arc<LimitsReached>,
 }
 
 impl Observers {
@@ -87,12 +80,8 @@ fn register(registry: &mut Registry, observed: &Observed<'_>) {
     metrics::certificates::register(registry, move || certificate_numbers(&certificates));
     let revocations = observed.revocations.clone();
     metrics::crl::register(registry, move || crl_numbers(&revocations));
-    metrics::dry_run::register(registry, observed.dry_run.clone());
-    metrics::handshakes::register(registry, observed.handshake_failures.clone());
+    observed.counters.register(registry);
     metrics::dns::register(registry, observed.dns, observed.config.dns.enabled);
-    metrics::retries::register(registry, observed.retries.clone());
-    metrics::tunnels::register(registry, observed.tunnel_faults.clone());
-    metrics::limits::register(registry, observed.limits.clone());
 }
 
 fn certificate_numbers(certificates: &CertificateStore) -> CertificateNumbers {

@@ -40,18 +40,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use identity::FileFollower;
-use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::config::{Config, Families, ProxyMode};
-use crate::metrics::DnsMetrics;
 use crate::metrics::dns::Limit;
+use crate::metrics::{DnsMetrics, Threads};
 use crate::proxy::{Pod, PodInstance, Stop};
 use crate::state::MeshState;
 use crate::state::model::Workload;
 use crate::state::route::Family;
-use crate::worker::AbortOnPanic;
+use crate::thread;
 use asker::{Asker, Upstreams};
 use behalf::AddressQuery;
 use cache::{Bounds, Cache};
@@ -99,24 +98,11 @@ impl DnsHandle {
         config: Arc<Config>,
         mesh: Arc<MeshState>,
         metrics: Arc<DnsMetrics>,
+        threads: &Threads,
     ) -> io::Result<Self> {
         let (orders, queue) = mpsc::channel(QUEUED_ORDERS);
         let handle = Self { orders, metrics: metrics.clone() };
-        let (started, start) = std::sync::mpsc::channel();
-        std::thread::Builder::new().name("dns".to_owned()).spawn(move || {
-            let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-            let (runtime, outcome) = match runtime {
-                Ok(runtime) => (Some(runtime), Ok(())),
-                Err(error) => (None, Err(error)),
-            };
-            // Fails when `start` has given up, which ends the process.
-            drop(started.send(outcome));
-            if let Some(runtime) = runtime {
-                let _alive = AbortOnPanic;
-                runtime.block_on(run(Service::new(&config, mesh, metrics), queue));
-            }
-        })?;
-        start.recv().unwrap_or_else(|_| Err(io::Error::other("the DNS thread ended at its start")))?;
+        thread::start("dns".to_owned(), threads, move || run(Service::new(&config, mesh, metrics), queue))?;
         Ok(handle)
     }
 

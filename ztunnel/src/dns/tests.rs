@@ -48,7 +48,8 @@ impl Scene {
             }));
         });
         let metrics = Arc::<DnsMetrics>::default();
-        let dns = DnsHandle::start(config.clone(), mesh.clone(), metrics.clone()).unwrap();
+        let dns =
+            DnsHandle::start(config.clone(), mesh.clone(), metrics.clone(), &Threads::default()).unwrap();
         let name = WorkloadName {
             name: "pod".to_owned(),
             namespace: "ns".to_owned(),

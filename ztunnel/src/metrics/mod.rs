@@ -9,6 +9,7 @@
 
 pub mod certificates;
 pub mod crl;
+mod data_plane;
 pub mod dns;
 pub mod dry_run;
 mod exposition;
@@ -18,9 +19,11 @@ pub mod pods;
 pub mod process;
 pub mod retries;
 mod server;
+pub mod threads;
 pub mod tunnels;
 mod xds;
 
+pub use data_plane::DataPlane;
 pub use dns::DnsMetrics;
 pub use dry_run::DryRunVerdicts;
 pub use handshakes::HandshakeFailures;
@@ -28,6 +31,7 @@ pub use limits::{Limit, LimitsReached};
 pub use prometheus_client::registry::Registry;
 pub use retries::Retries;
 pub use server::{Format, MetricsServer, PORT, encode};
+pub use threads::Threads;
 pub use tunnels::TunnelFaults;
 pub use xds::XdsMetrics;
 

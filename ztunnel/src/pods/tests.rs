@@ -48,19 +48,16 @@ impl Scene {
             CertificateStore::new(Arc::new(ca), Tls::new(config.tls), StoreOptions::default());
         let routing = RouteConfig { network: config.network.clone(), illegal_ports: [].into() };
         let mesh = Arc::new(MeshState::new(Mesh::new(config.node.clone())));
-        let dns = DnsHandle::start(config.clone(), mesh.clone(), Arc::default()).unwrap();
+        let counters = crate::metrics::DataPlane::default();
+        let dns = DnsHandle::start(config.clone(), mesh.clone(), Arc::default(), &counters.threads).unwrap();
         let shared = Arc::new(Shared {
             config,
             mesh,
             routing,
             certificates,
-            dry_run: Arc::default(),
-            handshake_failures: Arc::default(),
+            counters,
             dns,
             avoided: crate::state::avoided::Avoided::new(std::time::Instant::now()),
-            retries: Arc::default(),
-            tunnel_faults: Arc::default(),
-            limits: Arc::default(),
             handshakes: Default::default(),
             demand: None,
         });

@@ -101,7 +101,7 @@ impl Tried {
 
     /// The first attempt is not counted: it is the connection itself.
     fn count<T>(&self, pod: &LocalPod, outcome: &Result<T, ConnectionError>) {
-        let retries = &pod.worker.shared().retries;
+        let retries = &pod.worker.shared().counters.retries;
         match outcome {
             _ if self.count <= 1 => {}
             Ok(_) => retries.connected(),

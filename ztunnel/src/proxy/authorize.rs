@@ -60,7 +60,7 @@ const TARGET: &str = "ztunnel::state";
 fn report(evaluation: &Evaluation, shared: &Shared) {
     let level = shared.config.policy_log;
     for outcome in &evaluation.dry_run {
-        shared.dry_run.count(outcome);
+        shared.counters.dry_run.count(outcome);
         match outcome {
             DryRun::Matched(by) => match by.policy.action() {
                 Action::Deny => log_match!(level, "dry-run: deny policy match", by),

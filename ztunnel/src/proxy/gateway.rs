@@ -73,7 +73,7 @@ pub(crate) async fn open_stream(
         async move || {
             let dialled = dial(&pod, &key, &request).await;
             if let Some(reason) = dialled.as_ref().err().and_then(DialError::handshake_failure) {
-                pod.worker.shared().handshake_failures.count(Reporter::Source, reason);
+                pod.worker.shared().counters.handshake_failures.count(Reporter::Source, reason);
             }
             dialled
         }

@@ -60,11 +60,11 @@ pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Pl
         Err(error) => {
             if let TunnelRefused::Displaced(limit) = error {
                 // Nobody could read a line for each, and nobody is known whom it would be about.
-                pod.worker.shared().limits.count(limit);
+                pod.worker.shared().counters.limits.count(limit);
                 return tracing::debug!(%peer, %local, limit = limit.as_str(), "a tunnel made way for others");
             }
             if let Some(reason) = error.handshake_failure() {
-                pod.worker.shared().handshake_failures.count(Reporter::Destination, reason);
+                pod.worker.shared().counters.handshake_failures.count(Reporter::Destination, reason);
             }
             return deny_early(peer, local, Direction::Inbound, &error);
         }
@@ -111,7 +111,7 @@ fn failed(pod: &LocalPod, tunnel: &InboundTunnel, error: &TunnelError) {
     let Some(fault) = error.fault() else {
         return tracing::debug!(%peer, error = with_causes(error), "tunnel failed");
     };
-    pod.worker.shared().tunnel_faults.count(Reporter::Destination, fault);
+    pod.worker.shared().counters.tunnel_faults.count(Reporter::Destination, fault);
     let (reason, error) = (fault.as_str(), with_causes(error));
     match fault {
         // So does every peer whose node is gone.

@@ -117,7 +117,7 @@ impl Door {
                 Err(error) => match Trouble::of(&error) {
                     Trouble::Client => tracing::debug!(%error, "a connection ended before it was accepted"),
                     Trouble::Exhausted => {
-                        self.pod.worker.shared().limits.count(Limit::Accept);
+                        self.pod.worker.shared().counters.limits.count(Limit::Accept);
                         if !self.exhausted.replace(true) {
                             let component = self.listener.component();
                             tracing::warn!(component, %error, "new connections wait: no descriptors or memory are left");

@@ -17,7 +17,7 @@ pub(super) async fn connect(
 ) -> Result<TcpStream, ConnectError> {
     let connected = socket::connect(pod.pod.netns.as_ref(), source, destination, &pod.pod.connect).await;
     if connected.as_ref().is_err_and(|error| error.reason == ConnectFailure::Local) {
-        pod.worker.shared().limits.count(Limit::Connect);
+        pod.worker.shared().counters.limits.count(Limit::Connect);
     }
     connected
 }

@@ -147,7 +147,7 @@ pub(crate) async fn open_stream(
         async move || {
             let dialled = dial(&pod, &key).await;
             if let Some(reason) = dialled.as_ref().err().and_then(DialError::handshake_failure) {
-                pod.worker.shared().handshake_failures.count(Reporter::Source, reason);
+                pod.worker.shared().counters.handshake_failures.count(Reporter::Source, reason);
             }
             dialled
         }
@@ -239,7 +239,7 @@ where
         Way::Direct(peer) => (peer, None),
         Way::Through(gateway, cut) => (gateway, Some(cut)),
     };
-    let faults = pod.worker.shared().tunnel_faults.clone();
+    let faults = pod.worker.shared().counters.tunnel_faults.clone();
     pod.spawn_driver(|place| async move {
         let _place = place;
         let ended = tokio::select! {

@@ -48,8 +48,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) enum Upstream {
     /// A TCP connection to the destination itself.
     Tcp(TcpStream),
-    /// A stream in a tunnel, and whether we have cut that tunnel since.
-    Hbone(HboneStream, CutMark),
+    /// A stream in a tunnel, who is at the other end of it, and whether we have cut that tunnel since.
+    Hbone(HboneStream, TunnelPeer, CutMark),
 }
 
 /// Who is at the other end of a tunnel, as far as it matters for what the end of a stream means.

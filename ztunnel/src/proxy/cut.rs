@@ -32,7 +32,8 @@ impl From<CutReason> for ConnectionError {
 /// By which one connection is cut: its task waits for it, and anybody on the same thread may pull it.
 #[derive(Debug, Default)]
 pub(crate) struct Cutter {
-    reason: OnceCell<CutReason>,
+    /// Boxed, since most connections never have one.
+    reason: OnceCell<Box<CutReason>>,
     /// The task that waits. There is one.
     task: RefCell<Option<Waker>>,
 }
@@ -40,7 +41,7 @@ pub(crate) struct Cutter {
 impl Cutter {
     /// Has the connection end. The first reason counts.
     pub(crate) fn cut(&self, reason: CutReason) {
-        if self.reason.set(reason).is_ok()
+        if self.reason.set(Box::new(reason)).is_ok()
             && let Some(task) = self.task.take()
         {
             task.wake();
@@ -49,7 +50,7 @@ impl Cutter {
 
     /// Why the connection is to end, once it is.
     pub(crate) fn reason(&self) -> Option<&CutReason> {
-        self.reason.get()
+        self.reason.get().map(Box::as_ref)
     }
 
     /// Ready once the connection is to end. Polled again and again it costs a comparison.

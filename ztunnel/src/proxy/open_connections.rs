@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,7 +19,25 @@ pub(crate) struct OpenConnection {
     pub(crate) record: Record,
     /// By which it is cut.
     pub(crate) cutter: Cutter,
-    half_closed: Duration,
+    /// Whether it has been announced.
+    pub(super) announced: Cell<bool>,
+    /// Whether its end has been reported.
+    pub(super) finished: Cell<bool>,
+    among: Rc<OpenConnections>,
+    id: u64,
+}
+
+/// A connection's place among the open ones, which it leaves when this is dropped. A pointer, since the connection's task keeps
+/// it for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Entry(Rc<OpenConnection>);
+
+impl Deref for Entry {
+    type Target = OpenConnection;
+
+    fn deref(&self) -> &OpenConnection {
+        &self.0
+    }
 }
 
 impl Limits for OpenConnection {
@@ -27,7 +46,7 @@ impl Limits for OpenConnection {
     }
 
     fn half_closed(&self) -> Duration {
-        self.half_closed
+        self.among.half_closed
     }
 }
 
@@ -49,10 +68,16 @@ impl OpenConnections {
     pub(crate) fn add(self: &Rc<Self>, record: Record) -> Entry {
         let id = self.next.get();
         self.next.set(id + 1);
-        let half_closed = self.half_closed;
-        let connection = Rc::new(OpenConnection { record, cutter: Cutter::default(), half_closed });
+        let connection = Rc::new(OpenConnection {
+            record,
+            cutter: Cutter::default(),
+            announced: Cell::new(false),
+            finished: Cell::new(false),
+            among: self.clone(),
+            id,
+        });
         self.open.borrow_mut().insert(id, connection.clone());
-        Entry { connection, all: self.clone(), id }
+        Entry(connection)
     }
 
     /// Those that are open now.
@@ -78,16 +103,9 @@ impl OpenConnections {
     }
 }
 
-/// A connection's place among the open ones.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) connection: Rc<OpenConnection>,
-    all: Rc<OpenConnections>,
-    id: u64,
-}
-
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.all.open.borrow_mut().remove(&self.id);
+        let connection = &self.0;
+        connection.among.open.borrow_mut().remove(&connection.id);
     }
 }

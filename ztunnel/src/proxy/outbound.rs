@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hbone::{Authority, ConnectRequest, HostName, headers};
+use tokio::net::TcpStream;
 
 use super::accept::Accepted;
 use super::attempts;
@@ -24,32 +25,38 @@ use crate::state::route::{HboneRoute, Hop, PlainRoute, Route, RouteAuthority};
 /// Serves one connection, from classification to its report.
 pub(crate) async fn serve(pod: Rc<LocalPod>, accepted: Box<Accepted>, _place: Place) {
     // What happens before the bytes flow is boxed, so that a long-lived connection does not keep room for it.
-    let (decision, plan) = match Box::pin(decide(&pod, &accepted)).await {
-        Ok(decided) => decided,
-        Err(error) => {
-            return deny_early(accepted.peer, accepted.destination, Direction::Outbound, &error);
-        }
-    };
-    let record = plan.record(&decision, &accepted).prepare(&pod.open);
-    let Accepted { stream: client, peer, .. } = *accepted;
-    // Another attempt goes to another endpoint, and never another way.
-    let tunnel_peer = plan.tunnel_peer;
-    let connecting = unless_reset(&client, attempts::connect(&pod, &decision, plan, peer, &record));
-    let connected = Box::pin(record.cutter().unless_cut(connecting)).await;
-    drop(decision);
+    let Some((record, connected)) = Box::pin(begin(&pod, *accepted)).await else { return };
     let result = match connected {
-        Ok(Upstream::Tcp(upstream)) => {
+        Ok((client, Upstream::Tcp(upstream))) => {
             copy::tcp_to_tcp(client, upstream, record.transfer(), record.limits()).await.map_err(Into::into)
         }
-        Ok(Upstream::Hbone(upstream, cut)) => {
+        Ok((client, Upstream::Hbone(upstream, peer, cut))) => {
             let (counts, limits) = (record.transfer(), record.limits());
-            let result = copy::tcp_to_hbone(client, upstream, tunnel_peer, counts, limits).await;
+            let result = copy::tcp_to_hbone(client, upstream, peer, counts, limits).await;
             // Tunnels are cut for one reason only, and it goes before whatever that looked like from inside.
             if cut.is_set() { Err(ConnectionError::Revoked) } else { result.map_err(Into::into) }
         }
         Err(error) => Err(error),
     };
     record.finish(result);
+}
+
+type Connected = Result<(TcpStream, Upstream), ConnectionError>;
+
+/// Everything up to the first byte. Nothing: the connection was refused before it was known where it goes.
+async fn begin(pod: &Rc<LocalPod>, accepted: Accepted) -> Option<(OpenRecord, Connected)> {
+    let (decision, plan) = match decide(pod, &accepted).await {
+        Ok(decided) => decided,
+        Err(error) => {
+            deny_early(accepted.peer, accepted.destination, Direction::Outbound, &error);
+            return None;
+        }
+    };
+    let record = plan.record(&decision, &accepted).prepare(&pod.open);
+    let Accepted { stream: client, peer, .. } = accepted;
+    let connecting = unless_reset(&client, attempts::connect(pod, &decision, plan, peer, &record));
+    let connected = record.cutter().unless_cut(connecting).await;
+    Some((record, connected.map(|upstream| (client, upstream))))
 }
 
 /// How a connection is to be made.
@@ -186,7 +193,7 @@ impl Plan {
             Way::Hbone(key, authority) => {
                 let request = self.request(pod, client, authority.clone());
                 let opened = tunnel::open_stream(pod, TunnelKey::clone(key), &request).await?;
-                Ok(Upstream::Hbone(opened.stream, opened.cut))
+                Ok(Upstream::Hbone(opened.stream, self.tunnel_peer, opened.cut))
             }
             Way::Gateway(key) => {
                 let request = self.request(pod, client, key.authority.clone());
@@ -194,7 +201,7 @@ impl Plan {
                 let mut reached = self.reached();
                 (reached.destination.workload, reached.destination.identity) = gateway::far_end(&opened);
                 record.reached(reached);
-                Ok(Upstream::Hbone(opened.stream, opened.cut))
+                Ok(Upstream::Hbone(opened.stream, self.tunnel_peer, opened.cut))
             }
         }
     }

@@ -4,7 +4,7 @@
 //! never is because the task was cut, when it is dropped. A connection that is refused before that is an
 //! [early denial](deny_early).
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -94,13 +94,9 @@ pub(crate) struct Reached {
     pub(crate) hbone_authority: Option<Authority>,
 }
 
-/// A record that has been announced and will report the end of its connection.
+/// The record of a connection that is among the open ones, and that will report its end.
 #[derive(Debug)]
-pub(crate) struct OpenRecord {
-    entry: Entry,
-    announced: Cell<bool>,
-    finished: bool,
-}
+pub(crate) struct OpenRecord(Entry);
 
 /// Writes the log line of a connection's event, with the fields in the order that log readers expect.
 macro_rules! access {
@@ -144,7 +140,7 @@ impl Record {
     /// For a connection that is announced once it is known where it goes, or that it goes nowhere. It is among the open ones
     /// of its pod from now on.
     pub(crate) fn prepare(self, among: &Rc<OpenConnections>) -> OpenRecord {
-        OpenRecord { entry: among.add(self), announced: Cell::new(false), finished: false }
+        OpenRecord(among.add(self))
     }
 
     /// Whether the connection came in the tunnel between `peer` and our address `local`.
@@ -215,7 +211,7 @@ impl OpenRecord {
 
     /// Announces the connection, if that has not happened yet.
     pub(crate) fn announce(&self) {
-        if !self.announced.replace(true) {
+        if !self.0.announced.replace(true) {
             access!(tracing::Level::DEBUG, "connection opened", self.record());
         }
     }
@@ -227,12 +223,12 @@ impl OpenRecord {
 
     /// When the connection is to end.
     pub(crate) fn limits(&self) -> &impl Limits {
-        &*self.entry.connection
+        &*self.0
     }
 
     /// By which the connection is cut.
     pub(crate) fn cutter(&self) -> &Cutter {
-        &self.entry.connection.cutter
+        &self.0.cutter
     }
 
     /// Notes the policy that let the connection in, if it took one.
@@ -244,8 +240,8 @@ impl OpenRecord {
     }
 
     /// Reports the end. That the connection was cut goes before whatever that looked like from inside.
-    pub(crate) fn finish(mut self, result: Result<(), ConnectionError>) {
-        self.finished = true;
+    pub(crate) fn finish(self, result: Result<(), ConnectionError>) {
+        self.0.finished.set(true);
         self.announce();
         let result = match self.cutter().reason() {
             Some(reason) => Err(reason.clone().into()),
@@ -255,13 +251,13 @@ impl OpenRecord {
     }
 
     fn record(&self) -> &Record {
-        &self.entry.connection.record
+        &self.0.record
     }
 }
 
 impl Drop for OpenRecord {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.0.finished.get() {
             self.announce();
             self.record().close(Err(&ConnectionError::Drained));
         }

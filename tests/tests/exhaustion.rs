@@ -51,8 +51,11 @@ fn open_connections_go_on_without_descriptors_and_pods_that_came_meanwhile_are_s
     all_connected.recv_timeout(PATIENCE).unwrap();
     proxy.wait_for_log("new connections wait: no descriptors or memory are left").unwrap();
 
-    // The tunnel is there, the application's side of a new connection in it is not.
-    assert_eq!(hello(&scene.client, target).unwrap(), Outcome::Cut);
+    // The tunnel is there, the application's side of a new connection in it is not, or not for many: those from outside take two
+    // descriptors each, and may have left one.
+    let mut more = Vec::new();
+    let is_cut = |_| OpenConnection::open(&scene.client, target).map(|open| more.push(open)).is_err();
+    assert!((0..10).any(is_cut), "all of them work");
     assert!(old.works());
     // The namespace's descriptor does not arrive, or the listeners cannot be opened. Both are the agent's to hear.
     drop(agent.add(&late));
@@ -62,7 +65,7 @@ fn open_connections_go_on_without_descriptors_and_pods_that_came_meanwhile_are_s
     assert!(spent < Duration::from_secs(1), "{spent:?} in two seconds of waiting");
     assert!(old.works());
 
-    drop(leave);
+    drop((leave, more));
     crowd.join().unwrap();
     let answered = Outcome::answered("hello");
     lab::wait_until(|| hello(&scene.client, target).unwrap() == answered).unwrap();

@@ -58,8 +58,9 @@ mod tests {
         size_of::<F>()
     }
 
-    /// With the runtime's own 104 bytes a task of this size fits the allocator's size class of 1,792 bytes.
-    const LIMIT: usize = 1688;
+    /// With the runtime's own part a task of this size fits the allocator's size class of 2,048 bytes. Here dependencies have
+    /// features for tests, which cost 24 bytes; in the program itself it fits that of 1,792.
+    const LIMIT: usize = 1712;
 
     #[test]
     fn a_connection_costs_little_to_hold() {

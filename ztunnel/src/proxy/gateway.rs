@@ -25,7 +25,6 @@ use tokio::time::Instant;
 use super::error::ConnectionError;
 use super::pod::LocalPod;
 use super::tunnel::{self, ANSWER_DEADLINE, DialError, HANDSHAKE_DEADLINE, TunnelKey, Way};
-use crate::metrics::Reporter;
 use crate::state::model::Workload;
 
 /// What two connections of a pod must have in common to share an inner tunnel.
@@ -72,9 +71,7 @@ pub(crate) async fn open_stream(
         let (pod, key) = (pod.clone(), key.clone());
         async move || {
             let dialled = dial(&pod, &key, &request).await;
-            if let Some(reason) = dialled.as_ref().err().and_then(DialError::handshake_failure) {
-                pod.worker.shared().counters.handshake_failures.count(Reporter::Source, reason);
-            }
+            tunnel::count_failure(&pod, &dialled);
             dialled
         }
     };

@@ -168,7 +168,7 @@ impl LocalPod {
     }
 
     /// Whether what decides about the pod's connections is other than at the last call, or this is the first one.
-    pub(super) fn is_judged_by_now(&self, basis: &Basis) -> bool {
+    pub(super) fn is_to_be_judged_by(&self, basis: &Basis) -> bool {
         let unchanged = self.judged_by.borrow().as_ref() == Some(basis);
         if !unchanged {
             self.judged_by.replace(Some(basis.clone()));

@@ -38,7 +38,7 @@ pub(crate) async fn reconsider(pod: &LocalPod, mesh: &Mesh) {
         return;
     };
     let basis = Basis { policies: mesh.policies_version(), workload: workload.clone() };
-    if !pod.is_judged_by_now(&basis) {
+    if !pod.is_to_be_judged_by(&basis) {
         return;
     }
     for some in pod.open.all().chunks(AT_ONCE) {

@@ -112,7 +112,7 @@ impl DialError {
     }
 
     /// The reason, if the two ends did not come to terms.
-    pub(super) fn handshake_failure(&self) -> Option<HandshakeFailure> {
+    fn handshake_failure(&self) -> Option<HandshakeFailure> {
         match self {
             Self::Identity(_)
             | Self::TimedOut(_)
@@ -146,13 +146,18 @@ pub(crate) async fn open_stream(
         let (pod, key) = (pod.clone(), key.clone());
         async move || {
             let dialled = dial(&pod, &key).await;
-            if let Some(reason) = dialled.as_ref().err().and_then(DialError::handshake_failure) {
-                pod.worker.shared().counters.handshake_failures.count(Reporter::Source, reason);
-            }
+            count_failure(&pod, &dialled);
             dialled
         }
     };
     Ok(pod.pool.connect(&key, request, deadline, dial).await?)
+}
+
+/// Counts a tunnel that did not come up because its two ends did not come to terms.
+pub(super) fn count_failure(pod: &LocalPod, dialled: &Result<Tunnel, DialError>) {
+    if let Some(reason) = dialled.as_ref().err().and_then(DialError::handshake_failure) {
+        pod.worker.shared().counters.handshake_failures.count(Reporter::Source, reason);
+    }
 }
 
 impl From<PoolError<DialError>> for ConnectionError {
